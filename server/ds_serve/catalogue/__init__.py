@@ -1,0 +1,14 @@
+"""Models that a name is enough for: what they are, and how to get one onto this machine.
+
+entries()       every entry, in the table's order
+get(name)       one entry
+fetch(name)     the path of its model file, downloaded and verified if it is not here yet
+"""
+
+from __future__ import annotations
+
+from ds_serve.catalogue.entries import Entry, File, entries, get, names
+from ds_serve.catalogue.fetch import fetch
+from ds_serve.catalogue.progress import Progress, progress_on
+
+__all__ = ["Entry", "File", "Progress", "entries", "fetch", "get", "names", "progress_on"]

@@ -1,0 +1,77 @@
+"""Where fetched models live, and the lock that keeps two processes from fetching one twice."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ds_engines.errors import ConfigError
+
+from ds_serve.catalogue.entries import Entry
+
+
+def default_root() -> Path:
+    """$DS_SERVE_CACHE, else ds-serve in $XDG_CACHE_HOME, else in ~/.cache."""
+    if own := os.environ.get("DS_SERVE_CACHE"):
+        return Path(own).expanduser().absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = xdg if xdg.is_absolute() else Path.home() / ".cache"
+    return base / "ds-serve"
+
+
+class Place:
+    """An entry's folders in the cache: where it will be, and where it is put together.
+
+    Both are on one file system, so that moving from one to the other is atomic.
+    """
+
+    def __init__(self, root: Path, entry: Entry) -> None:
+        self.root = root
+        self.folder = root / "catalogue" / entry.name / f"{entry.package}-{entry.version}"
+        self.staging = root / "catalogue" / ".staging" / entry.name
+        self.lock = root / "catalogue" / ".locks" / entry.name
+
+    def prepare(self) -> None:
+        """Make the folders; ConfigError where the cache cannot be written."""
+        try:
+            for folder in (self.folder.parent, self.staging, self.lock.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.staging / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"the model cache {self.root} cannot be written: {error.strerror} "
+                f"({error.filename}); set DS_SERVE_CACHE to a folder that can be"
+            ) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
+    """Hold an exclusive lock on `path`; `waiting` is called once if another process has it.
+
+    Yields the lock's file descriptor. A child that inherits it keeps the lock when we die, and
+    the kernel frees it when the last holder is gone: it is never left behind.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename into or within `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
