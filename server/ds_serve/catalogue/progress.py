@@ -54,7 +54,7 @@ class Bar(Progress):
         self._task = self._rich.add_task("", total=None, visible=False)
 
     def note(self, text: str) -> None:
-        self._rich.console.print(text, markup=False, highlight=False)
+        self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def downloaded(self, done: int, total: int) -> None:
         self._rich.update(self._task, completed=done, total=total or None, visible=True)
