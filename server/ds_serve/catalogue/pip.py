@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -34,7 +35,7 @@ def download(
     `options` are further pip options, an index for one. What is not whole yet is in a subfolder.
     pip holds the descriptor `keep_open`: a lock that it inherits lasts as long as it writes.
     `progress` is called with the bytes that have come and their total, 0 where pip does not know.
-    Raises LoadError with pip's reason.
+    Raises LoadError with pip's reason, OSError where the disk or its quota is full.
     """
     if importlib.util.find_spec("pip") is None:
         raise LoadError(
@@ -49,7 +50,7 @@ def download(
         )
         log.seek(0)
         if status != 0:
-            raise LoadError(_reason(requirement, status, log.read()))
+            raise _failure(requirement, status, log.read())
 
 
 def _command(requirement: str, folder: Path, options: Sequence[str]) -> list[str]:
@@ -96,12 +97,20 @@ def _report(lines: Iterable[str], progress: Callable[[int, int], None]) -> None:
             progress(int(match[1]), int(match[2]))
 
 
-def _reason(requirement: str, status: int, log: str) -> str:
+def _failure(requirement: str, status: int, log: str) -> Exception:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if f"[Errno {number}]" in log:
+            return OSError(number, os.strerror(number))
     if any(sign in log for sign in _UNREACHABLE):
-        return (
+        return LoadError(
             f"cannot download {requirement}: no package registry can be reached; check the "
             f"network, or pip's index settings, and run again"
         )
-    errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if "ERROR" in line]
-    said = errors[0] if errors else log.strip().rpartition("\n")[2] or f"exit status {status}"
-    return f"cannot download {requirement}: {said}"
+    return LoadError(f"cannot download {requirement}: {_said(log) or f'pip ended with {status}'}")
+
+
+def _said(log: str) -> str:
+    """pip's first error, or the last line of its traceback."""
+    errors = (line for line in log.splitlines() if line.startswith("ERROR: "))
+    first = next(errors, "").removeprefix("ERROR: ")
+    return log.strip().rpartition("\n")[2] if first in {"", "Exception:"} else first
