@@ -7,8 +7,19 @@ fetch(name)     the path of its model file, downloaded and verified if it is not
 
 from __future__ import annotations
 
-from ds_serve.catalogue.entries import Entry, File, entries, get, names
+from ds_serve.catalogue.entries import Engine, Entry, File, entries, get, names, unknown
 from ds_serve.catalogue.fetch import fetch
 from ds_serve.catalogue.progress import Progress, progress_on
 
-__all__ = ["Entry", "File", "Progress", "entries", "fetch", "get", "names", "progress_on"]
+__all__ = [
+    "Engine",
+    "Entry",
+    "File",
+    "Progress",
+    "entries",
+    "fetch",
+    "get",
+    "names",
+    "progress_on",
+    "unknown",
+]

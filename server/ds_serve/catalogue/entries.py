@@ -73,6 +73,11 @@ def get(name: str) -> Entry:
     """The entry of that name; ConfigError, with the nearest names, where there is none."""
     if entry := _table().get(name):
         return entry
+    raise ConfigError(unknown(name))
+
+
+def unknown(name: str) -> str:
+    """Says that there is no entry of that name, and which come near."""
     near = difflib.get_close_matches(name.lower(), _table(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(_table())}"
-    raise ConfigError(f"no model named {name!r} in the catalogue; {hint}")
+    return f"no model named {name!r} in the catalogue; {hint}"

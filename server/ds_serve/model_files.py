@@ -1,0 +1,122 @@
+"""Telling what a model file is from what is in it, without loading an engine."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from ds_engines.errors import ConfigError
+
+Format = Literal["onnx", "gguf"]
+
+SUPPORTED = "supported are ONNX and GGUF files"
+
+_HEAD = 512
+_ONNX_GRAPH = 7
+"""The number of ModelProto's field `graph`, the one that every ONNX file has."""
+
+_TEXT = frozenset(b"\t\n\f\r") | frozenset(range(32, 127))
+
+_TORCH = "a PyTorch file; export it to ONNX"
+_TENSORRT = "a TensorRT plan, which no engine here runs yet; give the ONNX file it was built from"
+_STARTS = {
+    b"ptrt": _TENSORRT,
+    b"PK\x03\x04": "a zip archive, as PyTorch writes them; export the model to ONNX",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"\x89HDF": "an HDF5 file (Keras?); export it to ONNX",
+    b"\x80": _TORCH,
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
+}
+_SUFFIXES = {
+    ".plan": _TENSORRT,
+    ".engine": _TENSORRT,
+    ".trt": _TENSORRT,
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".pt2": "a torch.export archive, which no engine here runs yet; export it to ONNX",
+    ".safetensors": "a safetensors file, weights alone; export the model to ONNX or GGUF",
+    ".tflite": "a TensorFlow Lite file; convert it to ONNX",
+    ".pb": "a TensorFlow graph; convert it to ONNX",
+    ".keras": "a Keras archive; export it to ONNX",
+    ".xml": "an OpenVINO network or other XML; give the ONNX or GGUF file it was made from",
+}
+
+
+def format_of(path: Path) -> Format:
+    """The format of the model file `path`; ConfigError that says what it is where neither."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a regular file; {SUPPORTED}")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise ConfigError(f"the model file {path} cannot be read: {error.strerror}") from error
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if size and _is_onnx(path):
+        return "onnx"
+    raise ConfigError(f"{path} is {describe(path, head)}; {SUPPORTED}")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether its suffix is that of a model format that is not served."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def describe(path: Path, head: bytes = b"") -> str:
+    """What a file is that is neither ONNX nor GGUF, by its suffix and its first bytes, `head`."""
+    if said := _SUFFIXES.get(path.suffix.lower()):
+        return said
+    for start, said in _STARTS.items():
+        if head.startswith(start):
+            return said
+    if set(head) <= _TEXT:
+        return "a text file" if head else "an empty file"
+    if path.suffix.lower() == ".onnx":
+        return "no whole ONNX file: cut short, or something else under that name"
+    return "not a model file of a known format"
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether the file is one protobuf message, to the last byte, with a graph in it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return _ONNX_GRAPH in set(_fields(data))
+        except (ValueError, IndexError):
+            return False
+
+
+def _fields(data: mmap.mmap) -> Iterator[int]:
+    """Numbers of the message's fields; ValueError or IndexError where it is not a message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        match tag & 7:
+            case 0:
+                _, at = _varint(data, at)
+            case 1:
+                at += 8
+            case 2:
+                length, at = _varint(data, at)
+                at += length
+            case 5:
+                at += 4
+            case wire_type:
+                raise ValueError(wire_type)
+        yield tag >> 3
+    if at != len(data):
+        raise ValueError(at)
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError(at)

@@ -1,0 +1,233 @@
+"""What `--model X` and `--model NAME=X` mean: which file, under which name, on which engine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+from ds_engines.errors import ConfigError
+from ds_engines.spec import Task
+
+from ds_serve import catalogue
+from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign
+
+CONFIG = "config.pbtxt"
+
+Fetch = Callable[[str], Path]
+
+_NAME = re.compile(r"^[A-Za-z0-9._-]+$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+_ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
+    "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
+    "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
+}
+
+
+class ModelSource(msgspec.Struct, frozen=True):
+    """One model to serve.
+
+    `artifact` is the model file, `config` the config.pbtxt that describes it, if there is one,
+    `why` one sentence for a person: which engine, and why that one.
+    """
+
+    name: str
+    task: Task
+    engine: catalogue.Engine
+    artifact: Path
+    why: str
+    config: Path | None = None
+    version: str = "1"
+
+
+def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
+    """The model that one `--model` argument means; a catalogue model is fetched with `fetch`.
+
+    Raises ConfigError for anything that cannot be served, with what would be right, and what
+    `fetch` raises.
+    """
+    return resolve_all([argument], fetch=fetch)[0]
+
+
+def resolve_all(arguments: Sequence[str], *, fetch: Fetch = catalogue.fetch) -> list[ModelSource]:
+    """`resolve` for several; ConfigError where two have one name. Checks all, then fetches."""
+    sources = [_plan(argument) for argument in arguments]
+    _require_distinct(source.name for source, _ in sources)
+    return [_fetched(source, entry, fetch) for source, entry in sources]
+
+
+def _require_distinct(names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(
+                f"{count} models are named {name!r}; give each its own name: --model NAME=..."
+            )
+
+
+def _fetched(source: ModelSource, entry: catalogue.Entry | None, fetch: Fetch) -> ModelSource:
+    if entry is None:
+        return source
+    return msgspec.structs.replace(source, artifact=fetch(entry.name))
+
+
+def _plan(argument: str) -> tuple[ModelSource, catalogue.Entry | None]:
+    """The source, and the entry to fetch if it is a catalogue model that has no artifact yet."""
+    name, value = _split(argument)
+    if value in catalogue.names():
+        entry = catalogue.get(value)
+        return _from_catalogue(name or entry.name, entry), entry
+    try:
+        return _from_path(name, Path(value).expanduser(), value), None
+    except OSError as error:
+        raise ConfigError(
+            f"--model {argument}: {error.filename} cannot be read: {error.strerror}"
+        ) from error
+
+
+def _split(argument: str) -> tuple[str | None, str]:
+    """NAME and VALUE of "NAME=VALUE"; no name where the argument is a path with "=" in it."""
+    name, equals, value = argument.partition("=")
+    if not equals or "/" in name or Path(argument).exists():
+        name, value = "", argument
+    elif not _is_name(name):
+        raise ConfigError(f"--model {argument}: {_bad_name(name)}")
+    if not value:
+        raise ConfigError(f"--model {argument!r} names no model; {_wanted()}")
+    return name or None, value
+
+
+def _wanted() -> str:
+    return f"give a file, a folder or a catalogue name ({', '.join(catalogue.names())})"
+
+
+def _is_name(name: str) -> bool:
+    return bool(_NAME.match(name)) and name not in {".", ".."}
+
+
+def _bad_name(name: str) -> str:
+    return f"{name!r} cannot be a model's name, which is of letters, digits, '.', '_' and '-'"
+
+
+def _from_catalogue(name: str, entry: catalogue.Entry) -> ModelSource:
+    format_: Format = "gguf" if entry.task == "text" else "onnx"
+    return ModelSource(
+        name=name,
+        task=entry.task,
+        engine=entry.engine,
+        artifact=Path(entry.files[0].name),
+        why=f"{entry.name} of the catalogue is {_ENGINES[format_][2]}",
+    )
+
+
+def _from_path(name: str | None, path: Path, said: str) -> ModelSource:
+    if not path.exists():
+        raise ConfigError(_missing(path, said))
+    file = _model_in(path) if path.is_dir() else path
+    task, engine, why = _ENGINES[format_of(file)]
+    file = Path(os.path.normpath(file.absolute()))
+    home = _home(file)
+    return ModelSource(
+        name=_require_name(name or _default_name(file, home), path),
+        task=task,
+        engine=engine,
+        artifact=file,
+        config=_config(file, home),
+        why=f"{file.name} is {why}",
+        version=file.parent.name if file.parent != home else "1",
+    )
+
+
+def _require_name(name: str, path: Path) -> str:
+    if _is_name(name):
+        return name
+    raise ConfigError(f"{path}: {_bad_name(name)}; name it yourself: --model NAME='{path}'")
+
+
+def _home(file: Path) -> Path:
+    """The model's folder: the one above where the file is in a version folder such as `1`."""
+    folder = file.parent
+    in_version = folder.name.isdecimal() and (
+        file.stem == "model" or (folder.parent / CONFIG).exists()
+    )
+    return folder.parent if in_version else folder
+
+
+def _default_name(file: Path, home: Path) -> str:
+    return home.name if file.stem == "model" else file.stem
+
+
+def _config(file: Path, home: Path) -> Path | None:
+    places = (file.parent / CONFIG, home / CONFIG)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _model_in(folder: Path) -> Path:
+    """The one model file of a folder, or of its latest version folder."""
+    for place in (folder, *_versions(folder)):
+        files = _model_files(place)
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise ConfigError(
+                f"the folder {place} holds several models ({names}); name one of them"
+            )
+        if files:
+            return files[0]
+    raise ConfigError(_no_model_in(folder))
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Its version folders (`1`, `2`, ...), the latest first."""
+    found = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in {".onnx", ".gguf"})
+
+
+def _no_model_in(folder: Path) -> str:
+    inside = sorted(path.name for path in folder.iterdir())
+    if "config.json" in inside:
+        return (
+            f"{folder} is a Hugging Face folder, which no CPU engine here runs yet; give a GGUF "
+            f"file for a text model, or an ONNX file"
+        )
+    models = [name for name in inside if (folder / name).is_dir() and _holds_model(folder / name)]
+    if models:
+        each = " ".join(f"--model {folder / name}" for name in models[:3])
+        return f"{folder} holds folders of models; name each: {each}"
+    if foreign := next((folder / name for name in inside if is_foreign(Path(name))), None):
+        return f"the folder {folder} holds {foreign.name}, {describe(foreign)}; {SUPPORTED}"
+    return f"the folder {folder} holds no model file; {SUPPORTED}"
+
+
+def _holds_model(folder: Path) -> bool:
+    return any(_model_files(place) for place in (folder, *_versions(folder)))
+
+
+def _missing(path: Path, said: str) -> str:
+    if "://" in said:
+        return f"--model {said}: addresses are not fetched; download the file and give its path"
+    if path.name == said and not path.suffix:
+        return f"{catalogue.unknown(said)}; nor is there a file or folder of that name here"
+    hint = _near(path)
+    if _HUB_ID.match(said) and not path.suffix and not path.parent.is_dir():
+        hint = (
+            "a Hugging Face id is not supported yet: give a GGUF or ONNX file, or a catalogue name"
+        )
+    return f"there is no file or folder {said}; {hint}"
+
+
+def _near(path: Path) -> str:
+    """What was meant, perhaps; or the part of the path that is there."""
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
+        if near:
+            return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?"
+        return f"{path.parent.absolute()} has nothing of a similar name"
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return f"of that path only {there} exists"
