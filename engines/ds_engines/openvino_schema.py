@@ -1,0 +1,195 @@
+"""Whether a JSON schema can constrain generation, found out before the batch meets it.
+
+The library compiles a schema inside the step that first samples its request. One that does not
+compile leaves the whole pipeline unusable, and there is no call that only compiles. So a schema
+is first run through a second pipeline, which shares the tokenizer (and with it the compiler and
+its cache) but has a model of one layer and no weights: 0.1 s to build, milliseconds to ask.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ds_engines.errors import InvalidRequest
+
+MAX_BYTES = 64 << 10
+MAX_DEPTH = 48
+MAX_REPEATS = 1 << 16
+
+# The compiler passes over these, so an answer might break them.
+_IGNORED = frozenset(
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependentRequired",
+        "dependentSchemas",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "multipleOf",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+    ]
+)
+_REPEATS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "additionalItems", "propertyNames")
+
+
+class SchemaChecker:
+    """Compiles schemas against `tokenizer`, whose model has `vocabulary` output tokens."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        import openvino_genai  # type: ignore[import-untyped] # noqa: PLC0415
+
+        self._genai = openvino_genai
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.num_kv_blocks = 4
+        with tempfile.TemporaryDirectory(prefix="ds-serve-") as folder:
+            path = Path(folder, "empty.gguf")
+            write_empty_model(path, vocabulary)
+            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+                str(path), tokenizer, scheduler, "CPU"
+            )
+        self._numbers = 0
+
+    def check(self, schema: str) -> None:
+        """Raise InvalidRequest where the schema cannot be enforced, saying what is wrong."""
+        check_schema(schema)
+        self._numbers += 1
+        handle = self._add(schema)
+        try:
+            self._pipeline.step()
+        except RuntimeError as error:
+            raise InvalidRequest(f"the JSON schema cannot be used: {reason(error)}") from error
+        finally:
+            handle.cancel()
+            self._pipeline.step()
+
+    def _add(self, schema: str) -> Any:
+        import openvino  # type: ignore[import-untyped] # noqa: PLC0415
+
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = 1
+        config.apply_chat_template = False
+        config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
+        prompt = openvino.Tensor(np.ones((1, 1), dtype=np.int64))
+        return self._pipeline.add_request(self._numbers, prompt, config)
+
+
+def reason(error: Exception) -> str:
+    """The last line that says something: the library puts its own source's place before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    if ".cc:" in last:
+        last = last.rpartition(".cc:")[2].lstrip("0123456789: ")
+    return last.rpartition(" is false: ")[2]
+
+
+def check_schema(schema: str) -> None:
+    """Raise InvalidRequest for a schema too large, or with a keyword that is not enforced."""
+    if len(schema) > MAX_BYTES:
+        raise InvalidRequest(f"the JSON schema has {len(schema)} characters, over {MAX_BYTES}")
+    try:
+        tree = msgspec.json.decode(schema)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the JSON schema is not JSON: {error}") from error
+    _check_node(tree, 0)
+
+
+def _check_node(node: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise InvalidRequest(f"the JSON schema is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(node, bool):
+        return
+    if not isinstance(node, dict):
+        raise InvalidRequest(f"the JSON schema has {node!r} where a schema belongs")
+    unenforced = _IGNORED & node.keys()
+    if unenforced:
+        raise InvalidRequest(f"the JSON schema uses {min(unenforced)!r}, which is not enforced")
+    if isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1:
+        raise InvalidRequest("the JSON schema uses 'allOf' with several schemas: not enforced")
+    _check_repeats(node)
+    for child in _children(node):
+        _check_node(child, depth + 1)
+
+
+def _check_repeats(node: dict[str, Any]) -> None:
+    for key in _REPEATS:
+        value = node.get(key, 0)
+        if isinstance(value, int) and value > MAX_REPEATS:
+            raise InvalidRequest(f"the JSON schema's {key} {value} is over {MAX_REPEATS}")
+
+
+def _children(node: dict[str, Any]) -> Iterator[Any]:
+    for key in _NAMED:
+        if isinstance(node.get(key), dict):
+            yield from node[key].values()
+    for key in _LISTED:
+        if isinstance(node.get(key), list):
+            yield from node[key]
+    for key in _SINGLE:
+        if key in node:
+            yield node[key]
+
+
+def write_empty_model(path: Path, vocabulary: int, width: int = 64) -> None:
+    """Write a Llama of one layer whose weights are all zero, as a sparse GGUF file."""
+    tensors = _tensors(vocabulary, width)
+    pairs = [_text("general.architecture", "llama"), _number("general.file_type", 0)]
+    for key in ("embedding_length", "feed_forward_length", "context_length"):
+        pairs.append(_number(f"llama.{key}", width))
+    for key in ("block_count", "attention.head_count", "attention.head_count_kv"):
+        pairs.append(_number(f"llama.{key}", 1))
+    pairs.append(_string("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5))
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(pairs)) + b"".join(pairs)
+    at = 0
+    for name, shape in tensors.items():
+        head += _tensor(name, shape, at)
+        at += _aligned(4 * int(np.prod(shape)))
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(_aligned(len(head)) + at)
+
+
+def _tensors(vocabulary: int, width: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (width, vocabulary)}
+    shapes["output_norm.weight"] = (width,)
+    for name in ("attn_norm", "ffn_norm"):
+        shapes[f"blk.0.{name}.weight"] = (width,)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{name}.weight"] = (width, width)
+    return shapes
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 32) * 32
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _text(key: str, value: str) -> bytes:
+    return _string(key) + struct.pack("<I", 8) + _string(value)
+
+
+def _number(key: str, value: int) -> bytes:
+    return _string(key) + struct.pack("<II", 4, value)
+
+
+def _tensor(name: str, shape: tuple[int, ...], at: int) -> bytes:
+    kind = 0 if len(shape) == 1 else 1  # norms in F32, matrices in F16
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return _string(name) + sizes + struct.pack("<IQ", kind, at)
