@@ -1,0 +1,81 @@
+"""A spec as Triton's model configuration message: what the ModelConfig call answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ds_proto.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelQueuePolicy
+
+from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
+
+PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
+"""The older name, engine and file format in one, of each engine."""
+
+CPU_ENGINES = {"onnxruntime"}
+
+AXIS = "batch_axis."
+"""What a parameter that names a tensor's batch axis begins with."""
+
+
+def describe(spec: ModelSpec) -> ModelConfig:
+    """The whole configuration of a model, as Triton's clients expect it.
+
+    To those clients a `max_batch_size` above 0 means that the first axis of every tensor is the
+    batch axis and left out of `dims`. Of a model that is batched along other axes they are told
+    whole shapes and 0, and the axes as parameters.
+    """
+    tensors = (*spec.inputs, *spec.outputs)
+    size = spec.batch.max_batch_size
+    plain = all(tensor.batch_axis == 0 for tensor in tensors)
+    config = ModelConfig(
+        name=spec.name,
+        platform=spec.platform or PLATFORMS.get(spec.engine, ""),
+        backend=spec.engine,
+        max_batch_size=size if plain else 0,
+        default_model_filename=spec.artifact.name,
+    )
+    config.version_policy.latest.num_versions = 1
+    for tensor in spec.inputs:
+        config.input.add(optional=tensor.optional, **_described(tensor, bool(size) and plain))
+    for tensor in spec.outputs:
+        config.output.add(**_described(tensor, bool(size) and plain))
+    if size:
+        config.dynamic_batching.CopyFrom(_described_policy(spec.batch))
+    kind = "KIND_CPU" if spec.engine in CPU_ENGINES else "KIND_AUTO"
+    config.instance_group.add(name=f"{spec.name}_0", kind=kind, count=spec.slots)
+    config.model_transaction_policy.decoupled = spec.task == "text"
+    for key, value in spec.parameters.items():
+        config.parameters[key].string_value = value
+    if size and not plain:
+        for tensor in tensors:
+            axis = "none" if tensor.batch_axis is None else str(tensor.batch_axis)
+            config.parameters[AXIS + tensor.name].string_value = axis
+    return config
+
+
+def type_name(datatype: str) -> str:
+    """The configuration's name of a KServe datatype."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """`shape` less one axis."""
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
+
+
+def _described(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "data_type": type_name(tensor.datatype),
+        "dims": without(tensor.shape, tensor.batch_axis if batched else None),
+    }
+
+
+def _described_policy(batch: BatchPolicy) -> ModelDynamicBatching:
+    return ModelDynamicBatching(
+        preferred_batch_size=batch.preferred_sizes,
+        max_queue_delay_microseconds=batch.max_delay_us,
+        default_queue_policy=ModelQueuePolicy(
+            default_timeout_microseconds=batch.timeout_us, max_queue_size=batch.max_queue_size
+        ),
+    )
