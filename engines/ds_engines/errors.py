@@ -56,7 +56,7 @@ class Unsupported(ServeError):
 class Overloaded(ServeError):
     """A bounded queue is full."""
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class RateLimited(Overloaded):
@@ -66,7 +66,7 @@ class RateLimited(Overloaded):
 class Unavailable(ServeError):
     """The model is loading, restarting or has failed."""
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class DeadlineExceeded(ServeError):

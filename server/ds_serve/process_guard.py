@@ -23,4 +23,5 @@ def die_with_parent(parent_pid: int) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
+        os.write(2, f"not a child of process {parent_pid}: ending\n".encode())
         os._exit(1)

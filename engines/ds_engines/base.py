@@ -1,0 +1,63 @@
+"""What every batch engine offers, and the registry that finds one by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from ds_engines.errors import ConfigError
+from ds_engines.spec import ModelSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Tensors = dict[str, Array]
+"""Name to array. BYTES tensors are object arrays of bytes, BF16 tensors uint16 bit patterns."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """What the machine and the operator grant an engine. An engine refuses by name what it
+    cannot honour: `threads` of CPU, a `device` such as `cpu` or `cuda:0`.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    quantization: str = ""
+    memory_efficient: bool = False
+
+
+class BatchEngine(Protocol):
+    """Runs whole batches. One instance serves several slots: `run` is called from many threads.
+
+    `spec` is complete once the engine is loaded: absent inputs and outputs are read from the
+    model file.
+    """
+
+    spec: ModelSpec
+
+    def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
+        """Run one batch and return the outputs named (all of them where none is).
+
+        Blocks, and releases the interpreter lock meanwhile. Raises EngineFailure.
+        """
+
+    def close(self) -> None:
+        """Free the model's memory. No `run` may be under way."""
+
+
+ENGINES = {"onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine"}
+"""Engine name to `module:class`; the module is imported when the engine is first asked for."""
+
+
+def load(spec: ModelSpec, options: EngineOptions) -> BatchEngine:
+    """Load the model with the engine that the spec names.
+
+    Raises ConfigError for an unknown engine, Unsupported for an option that the engine cannot
+    honour, LoadError for a file that it cannot load.
+    """
+    if spec.engine not in ENGINES:
+        raise ConfigError(f"no engine is called {spec.engine!r}; there are: {', '.join(ENGINES)}")
+    module, _, name = ENGINES[spec.engine].partition(":")
+    engine: BatchEngine = getattr(import_module(module), name)(spec, options)
+    return engine

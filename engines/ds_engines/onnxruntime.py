@@ -1,0 +1,154 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+
+from ds_engines.base import Array, EngineOptions, Tensors
+from ds_engines.batch_axes import complete, joined
+from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError, Unsupported
+from ds_engines.spec import ModelSpec, TensorSpec
+
+DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+BFLOAT16 = 16
+"""`TensorProto.DataType.BFLOAT16` of the ONNX format."""
+
+
+class OnnxRuntimeEngine:
+    """One session; ONNX Runtime lets many threads run it at once."""
+
+    def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
+        _refuse(options)
+        self._session = _session(spec, options)
+        self._has_bf16 = False
+        self.spec = self._described(spec)
+        self.spec = complete(self.spec, self)
+
+    def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
+        names = outputs or tuple(tensor.name for tensor in self.spec.outputs)
+        try:
+            if self._has_bf16:
+                return self._run_values(batch, names)
+            return dict(zip(names, self._session.run(names, _strings(batch)), strict=True))
+        except ServeError:
+            raise
+        except Exception as error:
+            raise EngineFailure(f"ONNX Runtime failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        del self._session
+
+    def _run_values(self, batch: Tensors, names: tuple[str, ...]) -> Tensors:
+        """BF16 has no numpy type, so such models run on ONNX Runtime's own values."""
+        values = {name: self._value(name, array) for name, array in _strings(batch).items()}
+        results = self._session.run_with_ort_values(names, values)
+        return {name: _array(value) for name, value in zip(names, results, strict=True)}
+
+    def _value(self, name: str, array: Array) -> Any:
+        tensor = self.spec.input(name)
+        if tensor is not None and tensor.datatype == "BF16":
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def _described(self, spec: ModelSpec) -> ModelSpec:
+        inputs = [_tensor(spec, node) for node in self._session.get_inputs()]
+        outputs = [_tensor(spec, node) for node in self._session.get_outputs()]
+        symbols = {node.name: node.shape for node in self._session.get_inputs()}
+        self._has_bf16 = any(tensor.datatype == "BF16" for tensor in (*inputs, *outputs))
+        return msgspec.structs.replace(
+            spec,
+            platform="onnxruntime_onnx",
+            inputs=tuple(joined(inputs, symbols)),
+            outputs=tuple(outputs),
+        )
+
+
+def _refuse(options: EngineOptions) -> None:
+    if options.device not in ("cpu", "auto"):
+        raise Unsupported(f"--device {options.device}: the ONNX Runtime engine runs on cpu")
+    if options.quantization:
+        raise Unsupported(
+            f"--quantization {options.quantization}: an ONNX file is served as it is; "
+            "quantize it beforehand"
+        )
+    if options.memory_efficient:
+        raise Unsupported("--memory-efficient: the ONNX Runtime engine has no such mode")
+
+
+def _session(spec: ModelSpec, options: EngineOptions) -> ort.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    # Spinning threads would take the processor from the gateways, which share it.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(spec.artifact, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise LoadError(
+            f"{spec.artifact} is not a model that ONNX Runtime can load: {_first_line(error)}"
+        ) from error
+
+
+def _tensor(spec: ModelSpec, node: Any) -> TensorSpec:
+    if node.type not in DATATYPES:
+        raise LoadError(
+            f"{spec.artifact}: tensor {node.name!r} is a {node.type}, which cannot be served; "
+            f"served are {', '.join(DATATYPES)}"
+        )
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
+    return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape)
+
+
+def _strings(batch: Tensors) -> Tensors:
+    """ONNX strings are text: ONNX Runtime takes `str`, and BYTES tensors hold bytes."""
+    return {
+        name: _decoded(name, array) if array.dtype == np.object_ else array
+        for name, array in batch.items()
+    }
+
+
+def _decoded(name: str, array: Array) -> Array:
+    decoded = np.empty(array.size, dtype=np.object_)
+    try:
+        decoded[:] = [bytes(item).decode() for item in array.flat]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"input {name!r} must be UTF-8, as ONNX strings are text: {error}"
+        ) from error
+    return decoded.reshape(array.shape)
+
+
+def _array(value: ort.OrtValue) -> Array:
+    if value.element_type() != BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    shape = value.shape()
+    memory = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.frombuffer(memory, dtype=np.uint16).reshape(shape).copy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,1 @@
+"""The process that clients talk to: front-ends over one Gateway object. It holds no model."""

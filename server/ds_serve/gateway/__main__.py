@@ -1,0 +1,119 @@
+"""Entry of a gateway process: one Gateway object, an HTTP server and a gRPC server over it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import uvicorn
+import uvloop
+import zmq
+
+from ds_serve import child
+from ds_serve.gateway.budget import Budget
+from ds_serve.gateway.config import GatewayConfig
+from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.grpc import server as grpc_server
+from ds_serve.gateway.grpc.service import InferenceService
+from ds_serve.gateway.http.app import Application
+from ds_serve.transport.codec import frames_of, read_from_supervisor
+from ds_serve.transport.link import Link, dealer
+from ds_serve.transport.messages import Hello, Registry, Stop
+
+log = logging.getLogger("ds_serve.gateway")
+
+LAST_CALLS = 0.3
+"""Seconds between the word to stop and the closing of the ports. Meanwhile the readiness check
+fails and answers say `Connection: close`, so that clients move on by themselves."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the supervisor says when to stop."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+async def serve(config: GatewayConfig) -> None:
+    gateway = Gateway(config.identity, config.limits)
+    budget = Budget(config.limits.max_request_bytes, config.limits.max_bytes_in_flight)
+    stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def obey(frames: list[zmq.Frame]) -> None:
+        for message in read_from_supervisor(frames):
+            match message:
+                case Registry():
+                    gateway.update(message)
+                case Stop() if not stop.done():
+                    gateway.draining = True
+                    stop.set_result(message.grace)
+
+    http = _http(config, Application(gateway, budget))
+    grpc = grpc_server.build(
+        InferenceService(gateway, budget),
+        f"{_bracketed(config.host)}:{config.grpc_port}",
+        config.limits.max_request_bytes,
+    )
+    await grpc.start()
+    listener = listen(config.host, config.http_port)
+    serving = asyncio.create_task(http.serve(sockets=[listener]))
+    while not http.started and not serving.done():
+        await asyncio.sleep(0.01)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    supervisor = Link(dealer(context, config.control, config.identity), obey)
+    supervisor.send(frames_of([Hello()]))
+    grace = await stop
+    await asyncio.sleep(min(LAST_CALLS, grace))
+    http.should_exit = True
+    closing = asyncio.create_task(grpc.stop(grace))
+    try:
+        await asyncio.wait_for(asyncio.gather(serving, closing), grace + 1)
+    except TimeoutError:
+        log.warning("requests were still running after %.1f s; they fail now", grace)
+    gateway.close()
+    await asyncio.sleep(0.1)  # the refusals leave with these turns of the loop
+    supervisor.close()
+
+
+def _http(config: GatewayConfig, application: Application) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            application,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            backlog=4096,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that shares its port with the other gateways; the kernel spreads connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def main() -> int:
+    config = child.begin(sys.argv[1], GatewayConfig)
+    uvloop.run(serve(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""What the supervisor tells a gateway."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ds_serve.child import ChildConfig
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds that the front-ends keep. Sizes are in bytes, times in seconds."""
+
+    request_timeout: float = 60.0
+    max_request_bytes: int = 256 * 1024 * 1024
+    max_bytes_in_flight: int = 1024 * 1024 * 1024
+
+
+class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
+    """Ports are real by now: the supervisor has resolved 0 to a free one."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    limits: Limits

@@ -1,0 +1,135 @@
+"""The one object behind every front-end: which models there are, and requests to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+from ds_engines.errors import NotFound, ServeError, Unavailable
+from ds_engines.spec import ModelSpec
+
+from ds_serve.gateway.backend import Backend, TensorBackend
+from ds_serve.gateway.config import Limits
+from ds_serve.gateway.requests import InferReply, InferRequest
+from ds_serve.gateway.text import TextBackend
+from ds_serve.transport.messages import ModelState, Registry, Statistics
+
+log = logging.getLogger(__name__)
+
+READY = "ready"
+
+
+class Gateway:
+    """Models by name. The supervisor's word (`update`) is the only way they change."""
+
+    def __init__(self, identity: str, limits: Limits) -> None:
+        self.identity = identity
+        self.limits = limits
+        self.draining = False
+        self._informed = False
+        self._states: dict[str, ModelState] = {}
+        self._backends: dict[str, Backend] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Every model answers, and the server is not shutting down."""
+        return self._informed and not self.draining and not self.unready()
+
+    def unready(self) -> dict[str, str]:
+        """Name and state of each model that does not answer."""
+        return {
+            state.name: f"{state.state}: {state.reason}" if state.reason else state.state
+            for state in self._states.values()
+            if state.state != READY
+        }
+
+    def states(self) -> Iterator[ModelState]:
+        """All models, in the order in which the user named them."""
+        return iter(self._states.values())
+
+    def update(self, registry: Registry) -> None:
+        """Take over what the supervisor says; drop links to workers that are gone."""
+        self._informed = True
+        states = {state.name: state for state in registry.models}
+        for name, known in list(self._states.items()):
+            new = states.get(name)
+            if new is None or (new.incarnation, new.state) != (known.incarnation, known.state):
+                self._drop(name, new)
+        self._states = states
+        for state in registry.models:
+            if state.state == READY and state.name not in self._backends:
+                self._backends[state.name] = self._connect(state)
+
+    def spec(self, name: str, version: str = "") -> ModelSpec:
+        """The spec of a model that is ready. Raises NotFound, Unavailable."""
+        state = self.state(name, version)
+        if state.spec is None or name not in self._backends:
+            raise _unavailable(state)
+        return state.spec
+
+    def state(self, name: str, version: str = "") -> ModelState:
+        """Raises NotFound for an unknown name or version."""
+        state = self._states.get(name)
+        if state is None:
+            known = ", ".join(self._states) or "none"
+            raise NotFound(f"there is no model {name!r}; the models are: {known}")
+        if version and state.spec is not None and version != state.spec.version:
+            raise NotFound(
+                f"model {name!r} has no version {version!r}; it has {state.spec.version!r}"
+            )
+        return state
+
+    def backend(self, name: str, version: str = "") -> Backend:
+        """Raises NotFound, Unavailable."""
+        state = self.state(name, version)
+        backend = self._backends.get(name)
+        if backend is None:
+            raise _unavailable(state)
+        return backend
+
+    def text(self, name: str) -> TextBackend:
+        """The OpenAI server behind a text model. Raises NotFound, also for a tensor model."""
+        backend = self.backend(name)
+        if not isinstance(backend, TextBackend):
+            raise NotFound(
+                f"model {name!r} takes tensors: send it to /v2/models/{name}/infer or over gRPC"
+            )
+        return backend
+
+    async def infer(self, request: InferRequest) -> InferReply:
+        """The one answer. Raises the errors of ds_engines.errors."""
+        return await self.backend(request.model, request.version).infer(request)
+
+    def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
+        """The answers as they come; several where the model is decoupled."""
+        return self.backend(request.model, request.version).submit(request)
+
+    async def statistics(self, name: str, version: str = "") -> Statistics:
+        return await self.backend(name, version).statistics()
+
+    def close(self) -> None:
+        """Fail what is still in flight."""
+        for name in list(self._backends):
+            self._drop(name, None)
+
+    def _connect(self, state: ModelState) -> Backend:
+        if state.spec is None:
+            raise _unavailable(state)
+        if state.spec.task == "text":
+            return TextBackend(state.spec, state.address)
+        return TensorBackend(state.spec, state.address, self.identity)
+
+    def _drop(self, name: str, new: ModelState | None) -> None:
+        backend = self._backends.pop(name, None)
+        if backend is None:
+            return
+        reason = new.reason if new is not None and new.reason else "the server is shutting down"
+        backend.close(Unavailable(f"model {name!r} lost this request: {reason}"))
+
+
+def _unavailable(state: ModelState) -> ServeError:
+    reason = f": {state.reason}" if state.reason else ""
+    error = Unavailable(f"model {state.name!r} is {state.state}{reason}")
+    if state.state == "failed":  # waiting does not help
+        error.retry_after = None
+    return error

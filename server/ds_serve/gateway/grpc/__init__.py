@@ -1,0 +1,1 @@
+"""gRPC: KServe v2 with Triton's extensions."""

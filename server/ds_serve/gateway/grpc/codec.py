@@ -1,0 +1,133 @@
+"""ModelInfer messages to requests, and replies to messages."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from ds_engines import datatypes
+from ds_engines.errors import InvalidRequest
+from ds_proto import grpc_service_pb2 as pb
+
+from ds_serve.gateway import parameters
+from ds_serve.gateway.requests import InferReply, InferRequest
+from ds_serve.transport.messages import Tensor
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field of InferTensorContents for a datatype; FP16 and BF16 travel as raw contents only."""
+
+
+def decode(message: pb.ModelInferRequest, timeout: float) -> InferRequest:
+    """The request in `message`. `timeout`: the most seconds it may take. Raises InvalidRequest."""
+    arrived = time.monotonic()
+    given: dict[str, Any] = {}
+    if message.parameters:
+        given = _parameters(message.parameters)
+        parameters.refuse(given, "the request")
+    for output in message.outputs:
+        if output.parameters:
+            parameters.refuse(_parameters(output.parameters), f"output {output.name!r}")
+    return InferRequest(
+        model=message.model_name,
+        version=message.model_version,
+        inputs=_inputs(message),
+        arrived=arrived,
+        deadline=arrived + parameters.timeout(given, timeout),
+        id=message.id,
+        outputs=tuple([output.name for output in message.outputs]),
+        parameters=given,
+    )
+
+
+def encode(reply: InferReply) -> pb.ModelInferResponse:
+    """All outputs as raw contents."""
+    message = pb.ModelInferResponse(
+        model_name=reply.model, model_version=reply.version, id=reply.id
+    )
+    for tensor in reply.outputs:
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        assert isinstance(tensor.data, memoryview)
+        message.raw_output_contents.append(bytes(tensor.data))
+    return message
+
+
+def _inputs(message: pb.ModelInferRequest) -> list[Tensor]:
+    raw = message.raw_input_contents
+    if not raw:
+        return [_typed(given) for given in message.inputs]
+    if len(raw) != len(message.inputs):
+        raise InvalidRequest(
+            f"the request has {len(message.inputs)} inputs and {len(raw)} raw_input_contents; "
+            "there must be one for each"
+        )
+    tensors = []
+    for given, data in zip(message.inputs, raw, strict=True):
+        if given.HasField("contents"):
+            raise InvalidRequest(f"input {given.name!r} has contents beside raw_input_contents")
+        if given.parameters:
+            parameters.refuse(_parameters(given.parameters), f"input {given.name!r}")
+        tensors.append(Tensor(given.name, given.datatype, tuple(given.shape), memoryview(data)))
+    return tensors
+
+
+def _typed(given: pb.ModelInferRequest.InferInputTensor) -> Tensor:
+    if given.parameters:
+        parameters.refuse(_parameters(given.parameters), f"input {given.name!r}")
+    field = CONTENTS.get(given.datatype)
+    if field is None:
+        datatypes.find(given.datatype, given.name)
+        raise InvalidRequest(
+            f"input {given.name!r}: {given.datatype} must be sent in raw_input_contents"
+        )
+    for other, values in given.contents.ListFields():
+        if other.name != field:
+            raise InvalidRequest(
+                f"input {given.name!r} is {given.datatype}: its values belong in {field}, "
+                f"{len(values)} are in {other.name}"
+            )
+    shape = tuple(given.shape)
+    values = getattr(given.contents, field)
+    if given.datatype == "BYTES":
+        array = np.empty(len(values), dtype=np.object_)
+        array[:] = list(values)
+    else:
+        array = _numbers(given, values)
+    if datatypes.count(shape, given.name) != array.size:
+        raise InvalidRequest(
+            f"input {given.name!r}: shape {list(shape)} has {datatypes.count(shape)} elements, "
+            f"{field} holds {array.size}"
+        )
+    data = datatypes.to_bytes(given.datatype, array, given.name)
+    return Tensor(given.name, given.datatype, shape, memoryview(data))
+
+
+def _numbers(
+    given: pb.ModelInferRequest.InferInputTensor, values: Any
+) -> np.ndarray[Any, np.dtype[Any]]:
+    dtype = datatypes.DATATYPES[given.datatype].dtype
+    wide = np.array(values, dtype=np.int64 if "int_" in CONTENTS[given.datatype] else dtype)
+    array = wide.astype(dtype)
+    if wide.dtype != dtype and not np.array_equal(wide, array):
+        raise InvalidRequest(f"input {given.name!r} holds values beyond {given.datatype}")
+    return array
+
+
+def _parameters(given: Any) -> dict[str, Any]:
+    return {
+        name: getattr(value, value.WhichOneof("parameter_choice") or "", None)
+        for name, value in given.items()
+    }

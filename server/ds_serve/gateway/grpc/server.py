@@ -1,0 +1,110 @@
+"""grpcio as the carrier of the service's methods."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from ds_engines.errors import Cancelled, EngineFailure, ServeError, Unsupported
+from ds_proto.service import METHODS, SERVICE
+
+from ds_serve import metrics
+from ds_serve.gateway.grpc.errors import CODES
+from ds_serve.gateway.grpc.service import InferenceService
+from ds_serve.gateway.http.request_ids import RequestIds
+
+log = logging.getLogger(__name__)
+
+WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def build(service: InferenceService, address: str, largest: int) -> grpc.aio.Server:
+    """A server bound to `address`, to be started. `largest`: bytes of one message."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", 10_000),
+        ]
+    )
+    ids = RequestIds()
+    handlers = {name: _handler(service, name, ids) for name in METHODS}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_insecure_port(address)
+    return server
+
+
+def _handler(
+    service: InferenceService, name: str, ids: RequestIds
+) -> grpc.RpcMethodHandler[Any, Any]:
+    method = METHODS[name]
+    call: Any = getattr(service, name, None) or _missing(name)
+    read: Any = method.request.FromString
+    write: Any = method.response.SerializeToString
+    if method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(_stream(call), read, write)
+    return grpc.unary_unary_rpc_method_handler(_unary(call, name, ids), read, write)
+
+
+def _missing(name: str) -> Callable[[Any], Awaitable[Any]]:
+    async def missing(request: Any) -> Any:
+        raise Unsupported(f"{name} is not offered by this server")
+
+    return missing
+
+
+def _unary(
+    call: Callable[..., Awaitable[Any]], name: str, ids: RequestIds
+) -> Callable[[Any, Context], Awaitable[Any]]:
+    timed = name in WITH_DEADLINE
+    succeeded = metrics.gateway_responses.labels("grpc", "OK")
+
+    async def answer(request: Any, context: Context) -> Any:
+        try:
+            reply = await (call(request, context.time_remaining()) if timed else call(request))
+        except ServeError as error:
+            await _abort(context, name, ids, error)
+        except Exception:
+            log.exception("the gateway failed on %s", name)
+            await _abort(context, name, ids, EngineFailure("the server failed; its log says why"))
+        else:
+            succeeded.inc()
+            return reply
+
+    return answer
+
+
+def _stream(call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    async def answer(requests: Any, context: Context) -> AsyncIterator[Any]:
+        async for reply in call(requests, context.time_remaining()):
+            yield reply
+
+    return answer
+
+
+async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError) -> None:
+    """Answer with the error's status; the request's id goes into the trailers and the log."""
+    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    request_id = ids.of(given.encode() if isinstance(given, str) else given).decode()
+    code = CODES[error.kind]
+    metrics.gateway_responses.labels("grpc", code.name).inc()
+    if not isinstance(error, Cancelled):
+        severe = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+        fields = {"request_id": request_id, "method": name, "status": code.name}
+        log.log(
+            logging.WARNING if severe else logging.INFO,
+            "refused: %s",
+            error,
+            extra={"fields": fields},
+        )
+    trailers: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+    if error.retry_after is not None:
+        trailers.append(("retry-after", str(math.ceil(error.retry_after))))
+    await context.abort(code, str(error), tuple(trailers))

@@ -1,0 +1,164 @@
+"""The service's methods: from message to message, knowing nothing of the server that carries
+them. What goes wrong is raised as an error of ds_engines.errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterable, AsyncIterator
+
+from ds_engines import config_pbtxt
+from ds_engines.errors import EngineFailure, NotFound, ServeError
+from ds_engines.spec import TensorSpec
+from ds_proto import grpc_service_pb2 as pb
+
+from ds_serve import __version__
+from ds_serve.gateway import describe
+from ds_serve.gateway.budget import Budget
+from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.grpc import codec
+
+log = logging.getLogger(__name__)
+
+STREAM_IN_FLIGHT = 1024
+"""Requests of one stream that may wait for answers; then the stream is read no further."""
+
+
+class InferenceService:
+    """GRPCInferenceService. `timeout` arguments are seconds left of the caller's deadline."""
+
+    def __init__(self, gateway: Gateway, budget: Budget) -> None:
+        self._gateway = gateway
+        self._budget = budget
+
+    async def ServerLive(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:  # noqa: N802
+        return pb.ServerReadyResponse(ready=self._gateway.ready)
+
+    async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
+        try:
+            state = self._gateway.state(request.name, request.version)
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=state.state == READY)
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: pb.ServerMetadataRequest
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name=describe.SERVER, version=__version__, extensions=describe.EXTENSIONS
+        )
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest
+    ) -> pb.ModelMetadataResponse:
+        spec = self._gateway.spec(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=spec.name,
+            versions=[spec.version],
+            platform=spec.platform,
+            inputs=[_tensor(tensor) for tensor in spec.inputs],
+            outputs=[_tensor(tensor) for tensor in spec.outputs],
+        )
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:  # noqa: N802
+        spec = self._gateway.spec(request.name, request.version)
+        return pb.ModelConfigResponse(config=config_pbtxt.describe(spec))
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        """Of the model named, or of every model that is ready."""
+        names = [request.name] if request.name else [s.name for s in self._gateway.states()
+                                                     if s.state == READY]  # fmt: skip
+        response = pb.ModelStatisticsResponse()
+        for name in names:
+            spec = self._gateway.spec(name, request.version)
+            counted = await self._gateway.statistics(name, request.version)
+            response.model_stats.append(describe.statistics(spec, counted))
+        return response
+
+    async def ModelInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, timeout: float | None = None
+    ) -> pb.ModelInferResponse:
+        size = request.ByteSize()
+        self._budget.take(size)
+        try:
+            typed = codec.decode(request, self._seconds(timeout))
+            return codec.encode(await self._gateway.infer(typed))
+        finally:
+            self._budget.give(size)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterable[pb.ModelInferRequest], timeout: float | None = None
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Requests of a stream run side by side; each answer is sent as soon as it is there."""
+        answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
+        reader = asyncio.ensure_future(self._read_stream(requests, timeout, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+
+    async def _read_stream(
+        self,
+        requests: AsyncIterable[pb.ModelInferRequest],
+        timeout: float | None,
+        answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
+    ) -> None:
+        room = asyncio.Semaphore(STREAM_IN_FLIGHT)
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await room.acquire()
+                    task = group.create_task(self._stream_one(request, timeout, answers))
+                    task.add_done_callback(lambda _: room.release())
+        finally:
+            answers.put_nowait(None)
+
+    async def _stream_one(
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
+    ) -> None:
+        size = request.ByteSize()
+        try:
+            self._budget.take(size)
+            try:
+                typed = codec.decode(request, self._seconds(timeout))
+                async for reply in self._gateway.submit(typed):
+                    message = codec.encode(reply)
+                    message.parameters["triton_final_response"].bool_param = reply.final
+                    answers.put_nowait(pb.ModelStreamInferResponse(infer_response=message))
+            finally:
+                self._budget.give(size)
+        except ServeError as error:
+            answers.put_nowait(_failed(request, error))
+        except Exception:
+            log.exception("the gateway failed on a request of a stream")
+            answers.put_nowait(_failed(request, EngineFailure("the server failed; see its log")))
+
+    def _seconds(self, timeout: float | None) -> float:
+        most = self._gateway.limits.request_timeout
+        return most if timeout is None else min(timeout, most)
+
+
+def _failed(request: pb.ModelInferRequest, error: ServeError) -> pb.ModelStreamInferResponse:
+    """The client tells by the id which of its requests the message is about."""
+    about = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    about.parameters["triton_final_response"].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=str(error), infer_response=about)
+
+
+def _tensor(tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+    )

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI routes, KServe v2, health and metrics."""

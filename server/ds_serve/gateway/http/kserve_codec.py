@@ -1,0 +1,202 @@
+"""KServe v2 inference over HTTP: JSON, and JSON followed by binary tensors."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import msgspec
+from ds_engines import datatypes
+from ds_engines.errors import InvalidRequest
+
+from ds_serve.gateway import parameters
+from ds_serve.gateway.http.answer import JSON, Answer, Headers
+from ds_serve.gateway.requests import InferReply, InferRequest
+from ds_serve.transport.messages import Tensor
+
+HEADER_LENGTH = b"inference-header-content-length"
+
+Parameters = dict[str, Any]
+
+
+class InputJson(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | None = None
+    parameters: Parameters = {}
+
+
+class OutputJson(msgspec.Struct):
+    name: str
+    parameters: Parameters = {}
+
+
+class RequestJson(msgspec.Struct):
+    inputs: list[InputJson] = []
+    outputs: list[OutputJson] = []
+    id: str = ""
+    parameters: Parameters = {}
+
+
+class OutputAnswer(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: Parameters = {}
+    data: msgspec.Raw | None = None
+
+
+class ReplyJson(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[OutputAnswer]
+    id: str = ""
+
+
+class Wanted(msgspec.Struct):
+    """Which outputs the client wants as binary data."""
+
+    binary: frozenset[str] = frozenset()
+    rest: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.binary or self.rest
+
+
+_decode = msgspec.json.Decoder(RequestJson).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode(
+    model: str, version: str, headers: dict[bytes, bytes], body: bytes, timeout: float
+) -> tuple[InferRequest, Wanted]:
+    """The request in `body`. `timeout`: the most seconds it may take. Raises InvalidRequest."""
+    arrived = time.monotonic()
+    view = memoryview(body)
+    split = _header_length(headers, len(body))
+    try:
+        parsed = _decode(view[:split])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the request is not an inference request in JSON: {error}") from None
+    parameters.refuse(parsed.parameters, "the request")
+    request = InferRequest(
+        model=model,
+        version=version,
+        inputs=_inputs(parsed.inputs, view[split:]),
+        arrived=arrived,
+        deadline=arrived + parameters.timeout(parsed.parameters, header_timeout(headers, timeout)),
+        id=parsed.id,
+        outputs=tuple(output.name for output in parsed.outputs),
+        parameters=parsed.parameters,
+    )
+    return request, _wanted(parsed)
+
+
+def encode(reply: InferReply, wanted: Wanted) -> Answer:
+    """JSON, followed by the outputs that are wanted as binary data."""
+    binary: list[memoryview] = []
+    outputs = [_output(tensor, wanted, binary) for tensor in reply.outputs]
+    body = _encode(ReplyJson(reply.model, reply.version, outputs, reply.id))
+    if not binary:
+        return Answer(200, [body], [(b"content-type", JSON)])
+    headers: Headers = [
+        (b"content-type", b"application/octet-stream"),
+        (HEADER_LENGTH, b"%d" % len(body)),
+    ]
+    return Answer(200, [b"".join((body, *binary))], headers)
+
+
+def _header_length(headers: dict[bytes, bytes], size: int) -> int:
+    value = headers.get(HEADER_LENGTH)
+    if value is None:
+        return size
+    if not value.isdigit() or len(value) > 12 or int(value) > size:
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length is {value.decode(errors='replace')!r}; it must be "
+            f"the length of the JSON part, at most the body's {size} bytes"
+        )
+    return int(value)
+
+
+def _inputs(inputs: list[InputJson], binary: memoryview) -> list[Tensor]:
+    tensors = []
+    start = 0
+    for given in inputs:
+        parameters.refuse(given.parameters, f"input {given.name!r}")
+        size = given.parameters.get("binary_data_size")
+        if size is None:
+            tensors.append(_from_json(given))
+            continue
+        stop = start + _binary_size(given, size)
+        if stop > len(binary):
+            raise InvalidRequest(
+                f"input {given.name!r} announces {size} bytes of binary data; "
+                f"{len(binary) - start} are left in the body"
+            )
+        tensors.append(Tensor(given.name, given.datatype, given.shape, binary[start:stop]))
+        start = stop
+    if start != len(binary):
+        raise InvalidRequest(
+            f"{len(binary) - start} bytes follow the last input's binary data; "
+            "binary_data_size tells how many belong to each"
+        )
+    return tensors
+
+
+def _binary_size(given: InputJson, size: object) -> int:
+    if type(size) is not int or size < 0:
+        raise InvalidRequest(
+            f"input {given.name!r}: binary_data_size is {size!r}; it must be a number of bytes"
+        )
+    if given.data is not None:
+        raise InvalidRequest(f"input {given.name!r} has both data and binary_data_size")
+    return size
+
+
+def _from_json(given: InputJson) -> Tensor:
+    if given.data is None:
+        raise InvalidRequest(f"input {given.name!r} has neither data nor binary_data_size")
+    array = datatypes.from_json(given.name, given.datatype, given.shape, given.data)
+    data = datatypes.to_bytes(given.datatype, array, given.name)
+    return Tensor(given.name, given.datatype, given.shape, memoryview(data))
+
+
+def _wanted(parsed: RequestJson) -> Wanted:
+    rest = parsed.parameters.get("binary_data_output") is True
+    named = {output.name: output.parameters.get("binary_data", rest) for output in parsed.outputs}
+    for output in parsed.outputs:
+        parameters.refuse(output.parameters, f"output {output.name!r}")
+    if not named:
+        return Wanted(rest=rest)
+    return Wanted(frozenset(name for name, binary in named.items() if binary is True))
+
+
+def _output(tensor: Tensor, wanted: Wanted, binary: list[memoryview]) -> OutputAnswer:
+    assert isinstance(tensor.data, memoryview)
+    answer = OutputAnswer(tensor.name, tensor.datatype, tensor.shape)
+    if tensor.name in wanted:
+        answer.parameters = {"binary_data_size": len(tensor.data)}
+        binary.append(tensor.data)
+    else:
+        array = datatypes.to_array(tensor.datatype, tensor.shape, tensor.data, tensor.name)
+        text = datatypes.to_json_text(tensor.datatype, array, tensor.name)
+        answer.data = msgspec.Raw(text)
+    return answer
+
+
+def header_timeout(headers: dict[bytes, bytes], most: float) -> float:
+    """Seconds of the X-Request-Timeout header, at most `most`."""
+    given = headers.get(b"x-request-timeout")
+    if given is None:
+        return most
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise InvalidRequest(
+            f"X-Request-Timeout is {given.decode(errors='replace')!r}; it must be seconds above 0"
+        )
+    return min(seconds, most)

@@ -1,0 +1,153 @@
+"""The OpenAI routes: read which model is meant, then pass bytes through in both directions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import aiohttp
+import orjson
+from ds_engines.errors import (
+    Cancelled,
+    EngineFailure,
+    InvalidRequest,
+    NotFound,
+    ServeError,
+)
+
+from ds_serve import metrics
+from ds_serve.gateway.budget import Budget
+from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.http import errors
+from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch, read_body
+from ds_serve.gateway.http.kserve_codec import header_timeout
+from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+
+log = logging.getLogger(__name__)
+
+PASSED_ON = (b"accept", b"content-type")
+PASSED_BACK = ("content-type", "retry-after", "cache-control")
+
+
+class OpenAIRoutes:
+    """Every path below /v1/ that names its model in a JSON body."""
+
+    def __init__(self, gateway: Gateway, budget: Budget, ids: RequestIds) -> None:
+        self._gateway = gateway
+        self._budget = budget
+        self._ids = ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        request_id = self._ids.of(headers.get(HEADER))
+        stream = _Stream(send, request_id, closing=self._gateway.draining)
+        try:
+            status = await self._pass(scope, headers, receive, stream)
+        except Cancelled:
+            log.info("cancelled", extra={"fields": {"request_id": request_id.decode()}})
+            return
+        except ServeError as error:
+            status = await self._refuse(scope["path"], stream, error)
+        metrics.gateway_responses.labels("http", str(status)).inc()
+
+    async def _pass(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, stream: _Stream
+    ) -> int:
+        body = await read_body(headers, receive, self._budget)
+        self._budget.take(len(body))
+        watch = Watch(receive)
+        try:
+            backend = self._gateway.text(_model(body))
+            passed = {
+                name.decode(): headers[name].decode("latin-1")
+                for name in PASSED_ON
+                if name in headers
+            }
+            timeout = header_timeout(headers, self._gateway.limits.request_timeout)
+            passed["x-request-id"] = stream.request_id.decode()
+            passed["x-request-timeout"] = f"{timeout:g}"
+            path = scope["path"]
+            async with backend.forward(scope["method"], path, body, passed) as answer:
+                await stream.copy(answer)
+                return answer.status
+        except asyncio.CancelledError:
+            if watch.gone:
+                raise Cancelled("the client left") from None
+            raise
+        except ServeError:
+            raise
+        except Exception as error:
+            log.exception("the gateway failed on %s", scope["path"])
+            raise EngineFailure("the server failed on this request; its log says why") from error
+        finally:
+            watch.stop()
+            self._budget.give(len(body))
+
+    async def _refuse(self, path: str, stream: _Stream, error: ServeError) -> int:
+        code = "model_not_found" if isinstance(error, NotFound) else None
+        param = "model" if isinstance(error, NotFound) else None
+        answer = errors.openai(error, param, code)
+        fields = {
+            "request_id": stream.request_id.decode(),
+            "path": path,
+            "status": answer.status,
+        }
+        log.log(
+            logging.WARNING if answer.status >= 500 else logging.INFO,
+            "refused: %s",
+            error,
+            extra={"fields": fields},
+        )
+        await stream.fail(answer)
+        return answer.status
+
+
+class _Stream:
+    """The client's side of one answer: started or not, whole or broken off."""
+
+    def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
+        self.request_id = request_id
+        self._send = send
+        self._started = False
+        self._extra = [(HEADER, request_id)]
+        if closing:
+            self._extra.append((b"connection", b"close"))
+
+    async def copy(self, answer: aiohttp.ClientResponse) -> None:
+        headers = [
+            (name.encode(), answer.headers[name].encode("latin-1"))
+            for name in PASSED_BACK
+            if name in answer.headers
+        ]
+        if "content-length" in answer.headers:
+            headers.append((b"content-length", answer.headers["content-length"].encode()))
+        start = {"status": answer.status, "headers": headers + self._extra}
+        # The first bytes are awaited before the status is passed on, so that a worker which
+        # dies before them is still answered with a status that says so.
+        chunk = await answer.content.readany()
+        await self._send({"type": "http.response.start", **start})
+        self._started = True
+        while chunk:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+            chunk = await answer.content.readany()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, answer: Answer) -> None:
+        """The error as an answer, or as the last event of a stream that has begun."""
+        if not self._started:
+            await answer.send(self._send, self._extra)
+            return
+        event = b"data: " + b"".join(answer.chunks) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _model(body: bytes) -> str:
+    try:
+        parsed: Any = orjson.loads(body)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    model = parsed.get("model") if isinstance(parsed, dict) else None
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("the body must be a JSON object with the model's name in 'model'")
+    return model

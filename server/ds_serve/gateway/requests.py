@@ -1,0 +1,128 @@
+"""A tensor request as the gateway sees it, and the checks that every protocol shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from ds_engines import datatypes
+from ds_engines.errors import InvalidRequest
+from ds_engines.spec import ModelSpec, TensorSpec
+
+from ds_serve.transport.messages import Tensor
+
+
+class InferRequest(msgspec.Struct, gc=False):
+    """One request to one model. `outputs` is empty where the client wants all of them.
+
+    `arrived` and `deadline` are in seconds of the monotonic clock.
+    """
+
+    model: str
+    version: str
+    inputs: list[Tensor]
+    arrived: float
+    deadline: float
+    id: str = ""
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+
+
+class InferReply(msgspec.Struct, gc=False):
+    """One answer. A request to a decoupled model has several; the last one is `final`."""
+
+    model: str
+    version: str
+    id: str
+    outputs: list[Tensor]
+    final: bool = True
+
+
+def check(spec: ModelSpec, request: InferRequest) -> int:
+    """The number of rows in the request.
+
+    Raises InvalidRequest where a tensor is missing, unknown or repeated, or has another datatype,
+    shape or size than the model expects.
+    """
+    rows: int | None = None
+    for index, tensor in enumerate(request.inputs):
+        known = spec.inputs[index] if index < len(spec.inputs) else None
+        if known is None or known.name != tensor.name:
+            known = spec.input(tensor.name)
+        if known is None:
+            names = ", ".join(t.name for t in spec.inputs)
+            raise InvalidRequest(
+                f"model {spec.name!r} has no input {tensor.name!r}; its inputs are: {names}"
+            )
+        axis = _check_tensor(spec, known, tensor)
+        if axis is None:
+            continue
+        if rows is not None and tensor.shape[axis] != rows:
+            raise InvalidRequest(
+                f"input {tensor.name!r} has {tensor.shape[axis]} rows on axis {axis}, "
+                f"other inputs have {rows}"
+            )
+        rows = tensor.shape[axis]
+    _check_names(spec, request)
+    return _check_rows(spec, rows)
+
+
+def _check_tensor(spec: ModelSpec, known: TensorSpec, tensor: Tensor) -> int | None:
+    """The tensor's batch axis, where the model is batched and the tensor has one."""
+    if tensor.datatype != known.datatype:
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {spec.name!r} is {known.datatype}, "
+            f"the request says {tensor.datatype or 'nothing'}"
+        )
+    shape, expected = tensor.shape, known.shape
+    fits = len(shape) == len(expected)
+    if fits:
+        for size, wanted in zip(shape, expected, strict=True):
+            if size != wanted and (wanted != -1 or size < 0):
+                fits = False
+    if not fits:
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {spec.name!r} has shape {list(expected)} "
+            f"(-1: any size), the request's is {list(shape)}"
+        )
+    datatypes.check_data(tensor.name, tensor.datatype, shape, _data(tensor))
+    return known.batch_axis if spec.batch.max_batch_size else None
+
+
+def _data(tensor: Tensor) -> memoryview:
+    if not isinstance(tensor.data, memoryview):
+        raise InvalidRequest(f"input {tensor.name!r} has no data")
+    return tensor.data
+
+
+def _check_names(spec: ModelSpec, request: InferRequest) -> None:
+    names = {tensor.name for tensor in request.inputs}
+    if len(names) != len(request.inputs):
+        seen = [tensor.name for tensor in request.inputs]
+        twice = next(name for name in seen if seen.count(name) > 1)
+        raise InvalidRequest(f"input {twice!r} is there twice")
+    for tensor in spec.inputs:
+        if tensor.name not in names and not tensor.optional:
+            raise InvalidRequest(
+                f"input {tensor.name!r} of model {spec.name!r} is missing: it is "
+                f"{tensor.datatype} of shape {list(tensor.shape)}"
+            )
+    for name in request.outputs:
+        if all(tensor.name != name for tensor in spec.outputs):
+            known = ", ".join(tensor.name for tensor in spec.outputs)
+            raise InvalidRequest(
+                f"model {spec.name!r} has no output {name!r}; its outputs are: {known}"
+            )
+    if len(set(request.outputs)) != len(request.outputs):
+        raise InvalidRequest("an output is asked for twice")
+
+
+def _check_rows(spec: ModelSpec, rows: int | None) -> int:
+    if rows is None:
+        return 1
+    most = spec.batch.max_batch_size
+    if not 0 < rows <= most:
+        raise InvalidRequest(
+            f"the request has {rows} rows; model {spec.name!r} takes 1 to {most} at a time"
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""A text model: an OpenAI server on a Unix socket, passed through or wrapped in tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+from ds_engines import datatypes
+from ds_engines.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    ServeError,
+    Unavailable,
+    Unsupported,
+)
+from ds_engines.spec import ModelSpec, TensorSpec
+
+from ds_serve.gateway.requests import InferReply, InferRequest, check
+from ds_serve.transport.messages import Statistics, Tensor
+
+INPUTS = (
+    TensorSpec("text_input", "BYTES", (1,)),
+    TensorSpec("stream", "BOOL", (1,), optional=True),
+    TensorSpec("sampling_parameters", "BYTES", (1,), optional=True),
+    TensorSpec("exclude_input_in_output", "BOOL", (1,), optional=True),
+)
+OUTPUTS = (TensorSpec("text_output", "BYTES", (1,)),)
+"""A text model seen through KServe has the tensors of Triton's vLLM backend."""
+
+FAULTS: Mapping[int, type[ServeError]] = {
+    400: InvalidRequest,
+    404: NotFound,
+    422: InvalidRequest,
+    429: RateLimited,
+    501: Unsupported,
+    503: Unavailable,
+    504: DeadlineExceeded,
+}
+
+
+class TextBackend:
+    """Connections to one text worker's socket."""
+
+    def __init__(self, spec: ModelSpec, address: str) -> None:
+        self.spec = spec
+        self._reason: ServeError | None = None
+        self._session = aiohttp.ClientSession(
+            "http://worker",
+            connector=aiohttp.UnixConnector(address, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+
+    @asynccontextmanager
+    async def forward(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The worker's answer as it arrives. Raises Unavailable where the worker is lost."""
+        try:
+            async with self._session.request(method, path, data=body, headers=headers) as answer:
+                yield answer
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise self._reason or Unavailable(
+                f"model {self.spec.name!r} lost this request: its worker went away"
+            ) from error
+
+    async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
+        check(self.spec, request)
+        body = _completion(self.spec.name, request)
+        headers = {
+            "content-type": "application/json",
+            "x-request-timeout": f"{max(0.001, request.deadline - time.monotonic()):.3f}",
+        }
+        async with self.forward("POST", "/v1/completions", orjson.dumps(body), headers) as answer:
+            if answer.status != 200:
+                raise await _fault(answer)
+            if not body["stream"]:
+                whole = orjson.loads(await answer.read())
+                yield _reply(self.spec, request, whole["choices"][0]["text"], final=True)
+                return
+            async for text, done in _deltas(answer):
+                yield _reply(self.spec, request, text, final=done)
+
+    async def infer(self, request: InferRequest) -> InferReply:
+        """The whole text at once."""
+        request.inputs = [tensor for tensor in request.inputs if tensor.name != "stream"]
+        async for reply in self.submit(request):
+            return reply
+        raise EngineFailure(f"model {self.spec.name!r} gave no answer")
+
+    async def statistics(self) -> Statistics:
+        return Statistics()
+
+    def close(self, reason: ServeError) -> None:
+        """Requests in flight break off; they then raise `reason`."""
+        self._reason = reason
+        connector = self._session.connector
+        if connector is not None:
+            connector.close()
+        self._session.detach()
+
+
+def _completion(model: str, request: InferRequest) -> dict[str, Any]:
+    """The body of an OpenAI completion that asks for what the tensors ask for."""
+    values = {tensor.name: _value(tensor) for tensor in request.inputs}
+    body: dict[str, Any] = {}
+    if "sampling_parameters" in values:
+        try:
+            body = orjson.loads(values["sampling_parameters"])
+        except ValueError as error:
+            raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise InvalidRequest("sampling_parameters must be a JSON object")
+    if values.get("exclude_input_in_output", True) is False:
+        raise Unsupported("exclude_input_in_output: false is not supported; the input is left out")
+    try:
+        prompt = values["text_input"].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"text_input is not UTF-8: {error}") from None
+    return body | {"model": model, "prompt": prompt, "stream": bool(values.get("stream", False))}
+
+
+def _value(tensor: Tensor) -> Any:
+    assert isinstance(tensor.data, memoryview), "checked before"
+    return datatypes.to_array(tensor.datatype, tensor.shape, tensor.data, tensor.name).item()
+
+
+async def _deltas(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, bool]]:
+    """Pieces of text out of server-sent events; the last is marked."""
+    async for line in answer.content:
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        event = orjson.loads(data)
+        if "error" in event:
+            raise EngineFailure(str(event["error"].get("message", event["error"])))
+        for choice in event["choices"]:
+            yield choice["text"], choice.get("finish_reason") is not None
+
+
+def _reply(spec: ModelSpec, request: InferRequest, text: str, *, final: bool) -> InferReply:
+    data = datatypes.to_bytes("BYTES", np.array([text.encode()], dtype=np.object_))
+    output = Tensor("text_output", "BYTES", (1,), memoryview(data))
+    return InferReply(spec.name, spec.version, request.id, [output], final)
+
+
+async def _fault(answer: aiohttp.ClientResponse) -> ServeError:
+    body = await answer.read()
+    try:
+        message = str(orjson.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace")[:500]
+    retry = answer.headers.get("Retry-After")
+    kind = FAULTS.get(answer.status, EngineFailure)
+    return kind(message, retry_after=float(retry) if retry and retry.isdigit() else None)

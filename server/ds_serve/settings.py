@@ -1,0 +1,68 @@
+"""What an operator can set, with its defaults. The command line is made from this."""
+
+from __future__ import annotations
+
+import msgspec
+from ds_engines.errors import ConfigError
+
+from ds_serve.gateway.config import Limits
+from ds_serve.logs import FORMATS, LEVELS
+
+HIGHEST_PORT = 65535
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are in seconds unless the name says otherwise, sizes in bytes."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    gateways: int = 1
+    device: str = "auto"
+    quantization: str = ""
+    max_seq_len: int = 0
+    memory_efficient: bool = False
+    max_batch_size: int = 64
+    batch_delay_us: int = 0
+    max_queue_size: int = 1024
+    request_timeout: float = 60.0
+    drain_timeout: float = 30.0
+    hang_timeout: float = 30.0
+    max_request_bytes: int = Limits().max_request_bytes
+    max_bytes_in_flight: int = Limits().max_bytes_in_flight
+    exit_on_model_failure: bool = False
+    log_format: str = "text"
+    log_level: str = "info"
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.request_timeout, self.max_request_bytes, self.max_bytes_in_flight)
+
+    def check(self) -> None:
+        """Raises ConfigError naming the flag whose value cannot be."""
+        for name in ("http_port", "grpc_port"):
+            self._require(name, 0 <= getattr(self, name) <= HIGHEST_PORT, f"0 to {HIGHEST_PORT}")
+        if self.http_port == self.grpc_port != 0:
+            raise ConfigError(f"--http-port and --grpc-port are both {self.http_port}")
+        for name in ("gateways", "max_batch_size", "max_queue_size", "max_request_bytes"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("batch_delay_us", "max_seq_len", "drain_timeout"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("request_timeout", "hang_timeout"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
+        self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))
+        if self.max_bytes_in_flight < self.max_request_bytes:
+            raise ConfigError(
+                f"--max-bytes-in-flight {self.max_bytes_in_flight} is below "
+                f"--max-request-bytes {self.max_request_bytes}"
+            )
+
+    def _require(self, name: str, holds: bool, right: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}; it must be {right}")
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")

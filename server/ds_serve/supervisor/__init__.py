@@ -1,0 +1,1 @@
+"""The parent of all processes: spawns, watches, restarts and drains them."""

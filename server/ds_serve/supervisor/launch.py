@@ -1,0 +1,124 @@
+"""From settings and models to the configs and commands of the child processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_engines.base import EngineOptions
+from ds_engines.errors import ConfigError
+from ds_engines.spec import BatchPolicy, ModelSpec
+
+from ds_serve.gateway.config import GatewayConfig
+from ds_serve.gateway.text import INPUTS, OUTPUTS
+from ds_serve.models import ModelSource
+from ds_serve.settings import Settings
+from ds_serve.worker.config import WorkerConfig
+
+TEXT_PLATFORM = "openvino_genai"
+
+
+def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
+    """Raises ConfigError for a setting that no model here can honour, and names it."""
+    settings.check()
+    if settings.max_seq_len and not any(source.task == "text" for source in sources):
+        raise ConfigError("--max-seq-len bounds text models, and none is given")
+    for source in sources:
+        if settings.device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
+                "which has only cpu here"
+            )
+        if settings.quantization:
+            raise ConfigError(
+                f"--quantization {settings.quantization}: {source.engine} serves "
+                f"{source.artifact.name} as it is; give a file that is quantized already"
+            )
+        if settings.memory_efficient and source.task == "tensor":
+            raise ConfigError(
+                f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
+            )
+
+
+def worker_config(
+    settings: Settings,
+    source: ModelSource,
+    threads: int,
+    *,
+    identity: str,
+    address: str,
+    control: str,
+) -> WorkerConfig:
+    policy = BatchPolicy(
+        max_batch_size=settings.max_batch_size,
+        max_delay_us=settings.batch_delay_us,
+        max_queue_size=settings.max_queue_size,
+    )
+    return WorkerConfig(
+        identity=identity,
+        control=control,
+        parent_pid=os.getpid(),
+        log_format=settings.log_format,
+        log_level=settings.log_level,
+        spec=ModelSpec(
+            name=source.name,
+            engine=source.engine,
+            artifact=source.artifact,
+            version=source.version,
+            batch=policy,
+        ),
+        options=EngineOptions(threads=threads),
+        address=address,
+        config_file=source.config,
+    )
+
+
+def text_spec(source: ModelSource) -> ModelSpec:
+    """A text model as KServe sees it."""
+    return ModelSpec(
+        name=source.name,
+        engine=source.engine,
+        artifact=source.artifact,
+        task="text",
+        version=source.version,
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        platform=TEXT_PLATFORM,
+    )
+
+
+def text_command(settings: Settings, source: ModelSource, threads: int, socket: Path) -> list[str]:
+    command = [
+        sys.executable, "-m", "ds_serve.text",
+        "--uds", str(socket),
+        "--model", source.name,
+        "--artifact", str(source.artifact),
+        "--threads", str(threads),
+        "--request-timeout", str(settings.request_timeout),
+        "--drain-timeout", str(settings.drain_timeout),
+        "--log-format", settings.log_format,
+        "--parent-pid", str(os.getpid()),
+    ]  # fmt: skip
+    if settings.max_seq_len:
+        command += ["--max-seq-len", str(settings.max_seq_len)]
+    if settings.memory_efficient:
+        command.append("--memory-efficient")
+    return command
+
+
+def gateway_config(
+    settings: Settings, *, identity: str, control: str, http_port: int, grpc_port: int
+) -> GatewayConfig:
+    return GatewayConfig(
+        identity=identity,
+        control=control,
+        parent_pid=os.getpid(),
+        log_format=settings.log_format,
+        log_level=settings.log_level,
+        host=settings.host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        limits=settings.limits,
+    )

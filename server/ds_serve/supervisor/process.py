@@ -1,0 +1,94 @@
+"""One child process: how it is started, and why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from ds_serve import metrics
+from ds_serve.child import FAILURE_FILE, PERMANENT
+
+KILL_AFTER = 5.0
+"""Seconds that a process gets to end by itself once it was asked to."""
+
+
+class Process:
+    """A started child. `exit_reason` is fit for a person."""
+
+    def __init__(self, process: asyncio.subprocess.Process, failure: Path) -> None:
+        self._process = process
+        self._failure = failure
+        self._blame = ""
+
+    @classmethod
+    async def start(cls, command: list[str], failure: Path) -> Process:
+        """Start a command; should it fail, it may say why in the file `failure`."""
+        failure.unlink(missing_ok=True)
+        environment = {**os.environ, FAILURE_FILE: str(failure)}
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdin=asyncio.subprocess.DEVNULL
+        )
+        return cls(process, failure)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def permanent(self) -> bool:
+        """It would fail in the same way again."""
+        return self._process.returncode == PERMANENT
+
+    @property
+    def succeeded(self) -> bool:
+        return self._process.returncode == 0
+
+    @property
+    def exit_reason(self) -> str:
+        if self._blame:
+            return self._blame
+        try:
+            return self._failure.read_text().strip()
+        except OSError:
+            return f"its process {_manner(self._process.returncode)}"
+
+    async def wait(self) -> None:
+        await self._process.wait()
+        metrics.forget(self.pid)
+
+    def kill(self, blame: str) -> None:
+        """End it at once, for the reason given."""
+        self._blame = self._blame or blame
+        self._signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    async def end(self, within: float, blame: str) -> None:
+        """Wait until it ends by itself; kill it after `within` seconds."""
+        try:
+            await asyncio.wait_for(self.wait(), within)
+        except TimeoutError:
+            self.kill(blame)
+            await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.running:
+            try:
+                self._process.send_signal(number)
+            except ProcessLookupError:
+                return
+
+
+def _manner(status: int | None) -> str:
+    if status is None:
+        return "still runs"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,1 @@
+"""How processes talk: ZeroMQ links over ipc:// and the messages that travel on them."""

@@ -1,0 +1,152 @@
+"""What travels between processes. Structs are arrays on the wire: short, and quick to read.
+
+Times are seconds of the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from ds_engines.errors import ServeError, from_kind
+from ds_engines.spec import ModelSpec
+
+
+class Tensor(msgspec.Struct, array_like=True, gc=False):
+    """A tensor in KServe's binary form.
+
+    `data` holds the bytes, or the index of the message frame which holds them.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: memoryview | int
+
+
+class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
+    """Gateway to worker: run this. The gateway has checked it against the model's spec."""
+
+    id: int
+    rows: int
+    arrived: float
+    deadline: float
+    inputs: list[Tensor]
+    outputs: tuple[str, ...]
+
+
+class Cancel(msgspec.Struct, array_like=True, gc=False, tag=1):
+    """Gateway to worker: nobody waits for this answer any more."""
+
+    id: int
+
+
+class StatisticsQuery(msgspec.Struct, array_like=True, gc=False, tag=2):
+    """Gateway to worker: how much have you done?"""
+
+    id: int
+
+
+class Fault(msgspec.Struct, array_like=True, gc=False):
+    """An error on its way to a client: the name of its class, and its message."""
+
+    kind: str
+    message: str
+    retry_after: float | None = None
+
+    @classmethod
+    def of(cls, error: ServeError) -> Fault:
+        return cls(error.kind, str(error), error.retry_after)
+
+    def error(self) -> ServeError:
+        return from_kind(self.kind, self.message, self.retry_after)
+
+
+class Answer(msgspec.Struct, array_like=True, gc=False, tag=0):
+    """Worker to gateway: the outputs, or what went wrong."""
+
+    id: int
+    outputs: list[Tensor] = []
+    fault: Fault | None = None
+
+
+class Duration(msgspec.Struct, array_like=True):
+    """How often something happened, and the nanoseconds that it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
+        self.ns += ns
+
+
+class BatchStatistics(msgspec.Struct, array_like=True):
+    """Of all executions of one batch size."""
+
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class Statistics(msgspec.Struct, array_like=True, tag=1):
+    """Worker to gateway: what was done since the worker started."""
+
+    id: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    last_inference_ms: int = 0
+    success: Duration = msgspec.field(default_factory=Duration)
+    fail: Duration = msgspec.field(default_factory=Duration)
+    queue: Duration = msgspec.field(default_factory=Duration)
+    compute_input: Duration = msgspec.field(default_factory=Duration)
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+    batches: dict[int, BatchStatistics] = msgspec.field(default_factory=dict)
+
+
+# Between the supervisor and everybody else.
+
+
+class Hello(msgspec.Struct, array_like=True, tag=0):
+    """A child has started and listens."""
+
+
+class Loaded(msgspec.Struct, array_like=True, tag=1):
+    """A worker is ready to answer at `address`; `spec` is complete."""
+
+    spec: ModelSpec
+    address: str
+
+
+class Beat(msgspec.Struct, array_like=True, tag=2):
+    """A worker is alive. `busy` is the age in seconds of its oldest running batch, or 0."""
+
+    busy: float
+
+
+class Stop(msgspec.Struct, array_like=True, tag=3):
+    """Supervisor to child: finish what you have within `grace` seconds, then exit."""
+
+    grace: float
+
+
+class ModelState(msgspec.Struct, array_like=True):
+    """What a gateway must know of one model. `address` is set while it is ready."""
+
+    name: str
+    state: str
+    reason: str = ""
+    address: str = ""
+    incarnation: int = 0
+    spec: ModelSpec | None = None
+
+
+class Registry(msgspec.Struct, array_like=True, tag=4):
+    """Supervisor to gateway: the models as they are now."""
+
+    models: list[ModelState]
+
+
+ToWorker = Infer | Cancel | StatisticsQuery
+FromWorker = Answer | Statistics
+ToSupervisor = Hello | Loaded | Beat
+FromSupervisor = Stop | Registry

@@ -1,0 +1,59 @@
+"""Entry of a worker process: load the engine, then serve it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import uvloop
+from ds_engines import base, config_pbtxt
+from ds_engines.base import BatchEngine
+from ds_engines.errors import ServeError
+
+from ds_serve import child, metrics
+from ds_serve.worker.config import WorkerConfig
+from ds_serve.worker.worker import Worker
+
+log = logging.getLogger("ds_serve.worker")
+
+
+def load(config: WorkerConfig) -> BatchEngine:
+    """The engine with its spec completed, and overlaid with config.pbtxt where there is one."""
+    begun = time.monotonic()
+    engine = base.load(config.spec, config.options)
+    if config.config_file is not None:
+        overlay = config_pbtxt.read(config.config_file)
+        engine.spec = config_pbtxt.apply(engine.spec, overlay, str(config.config_file))
+    took = time.monotonic() - begun
+    log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))
+    metrics.load_seconds.labels(engine.spec.name, engine.spec.version).set(took)
+    return engine
+
+
+def _shapes(engine: BatchEngine) -> str:
+    tensors = ", ".join(f"{t.name} {t.datatype}{list(t.shape)}" for t in engine.spec.inputs)
+    size = engine.spec.batch.max_batch_size
+    return f"{tensors}; " + (f"batches of up to {size}" if size else "not batched")
+
+
+async def serve(config: WorkerConfig, engine: BatchEngine) -> None:
+    await Worker(engine, config.address, config.control, config.identity).run()
+
+
+def main() -> int:
+    config = child.begin(sys.argv[1], WorkerConfig)
+    try:
+        engine = load(config)
+    except ServeError as error:
+        return child.fail(str(error), permanent=True)
+    except Exception as error:
+        log.debug("loading failed", exc_info=error)
+        return child.fail(f"{config.spec.artifact} could not be loaded: {error}")
+    uvloop.run(serve(config, engine))
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a worker has done: for ModelStatistics, and for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ds_engines.spec import ModelSpec
+
+from ds_serve import metrics
+from ds_serve.transport.messages import BatchStatistics, Duration, Statistics
+from ds_serve.worker.work import Job, Timing
+
+REASONS = {
+    "Overloaded": "REJECTED",
+    "DeadlineExceeded": "REJECTED",
+    "Cancelled": "CANCELED",
+    "EngineFailure": "BACKEND",
+}
+"""Triton's reasons for a failed request; OTHER for the rest."""
+
+
+class Accounts:
+    """Counts in nanoseconds for the statistics call, in microseconds for the metrics."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.statistics = Statistics()
+        labels = (spec.name, spec.version)
+        self._success = metrics.request_success.labels(*labels)
+        self._rows = metrics.inference_count.labels(*labels)
+        self._batches = metrics.execution_count.labels(*labels)
+        self._request_us = metrics.request_us.labels(*labels)
+        self._queue_us = metrics.queue_us.labels(*labels)
+        self._input_us = metrics.input_us.labels(*labels)
+        self._infer_us = metrics.infer_us.labels(*labels)
+        self._output_us = metrics.output_us.labels(*labels)
+        self._seconds = metrics.request_seconds.labels(*labels)
+        self._batch_rows = metrics.batch_rows.labels(*labels)
+        self._pending = metrics.pending.labels(*labels)
+        self._load = metrics.load.labels(spec.name)
+        self._failure = {
+            reason: metrics.request_failure.labels(*labels, reason)
+            for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+        }
+
+    def waiting(self, waiting: int, running: int) -> None:
+        """How many requests wait, and how many the engine has in hand, now."""
+        self._pending.set(waiting)
+        self._load.set(waiting + running)
+
+    def executed(self, timings: Sequence[Timing]) -> None:
+        """Batches that the engine has run."""
+        total = self.statistics
+        for timing in timings:
+            total.execution_count += 1
+            total.inference_count += timing.rows
+            batch = total.batches.get(timing.rows)
+            if batch is None:
+                batch = total.batches[timing.rows] = BatchStatistics(
+                    Duration(), Duration(), Duration()
+                )
+            batch.compute_input.add(timing.input_ns)
+            batch.compute_infer.add(timing.infer_ns)
+            batch.compute_output.add(timing.output_ns)
+            self._rows.inc(timing.rows)
+            self._batches.inc()
+            self._batch_rows.observe(timing.rows)
+            self._input_us.inc(timing.input_ns / 1e3)
+            self._infer_us.inc(timing.infer_ns / 1e3)
+            self._output_us.inc(timing.output_ns / 1e3)
+
+    def answered(self, jobs: Sequence[Job], timings: Sequence[Timing]) -> None:
+        """Requests whose answers are on their way."""
+        now = time.monotonic()
+        total = self.statistics
+        total.last_inference_ms = time.time_ns() // 1_000_000
+        shares = _shares(timings)
+        queued = request = 0.0
+        succeeded = 0
+        for job in jobs:
+            took = now - job.request.arrived
+            if job.answer is not None and job.answer.fault is not None:
+                self.failed(job.answer.fault.kind, took)
+                continue
+            succeeded += 1
+            request += took
+            queued += job.started - job.request.arrived
+            self._seconds.observe(took)
+        if succeeded:
+            total.success.add(int(request * 1e9), succeeded)
+            total.queue.add(int(queued * 1e9), succeeded)
+            total.compute_input.add(shares[0] * succeeded, succeeded)
+            total.compute_infer.add(shares[1] * succeeded, succeeded)
+            total.compute_output.add(shares[2] * succeeded, succeeded)
+            self._success.inc(succeeded)
+            self._request_us.inc(request * 1e6)
+            self._queue_us.inc(queued * 1e6)
+
+    def failed(self, kind: str, took: float) -> None:
+        """A request that ended without outputs, `took` seconds after its arrival."""
+        self.statistics.fail.add(int(took * 1e9))
+        self._failure[REASONS.get(kind, "OTHER")].inc()
+
+
+def _shares(timings: Sequence[Timing]) -> tuple[int, int, int]:
+    """Nanoseconds of joining, running and splitting that each request of a batch lived through."""
+    return (
+        sum(timing.input_ns for timing in timings),
+        sum(timing.infer_ns for timing in timings),
+        sum(timing.output_ns for timing in timings),
+    )

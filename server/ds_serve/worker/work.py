@@ -1,0 +1,164 @@
+"""From requests to a batch, through the engine, and back to an answer for each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from ds_engines import datatypes
+from ds_engines.base import Array, BatchEngine, Tensors
+from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.spec import ModelSpec
+
+from ds_serve.scheduler.queue import Entry
+from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request inside the worker. Times are in seconds of the monotonic clock."""
+
+    gateway: bytes
+    request: Infer
+    inputs: Tensors
+    answer: Answer | None = None
+    started: float = 0.0
+
+
+@dataclass(slots=True)
+class Timing:
+    """What one execution took, in nanoseconds, and the rows that it held."""
+
+    rows: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+def lane_of(spec: ModelSpec, request: Infer) -> Hashable:
+    """Requests of one lane differ only in their rows, so that they can be joined."""
+    if not spec.batch.max_batch_size:
+        return None
+    return (request.outputs, tuple(_shape_of(spec, tensor) for tensor in request.inputs))
+
+
+def _shape_of(spec: ModelSpec, tensor: Tensor) -> Hashable:
+    known = spec.input(tensor.name)
+    axis = None if known is None else known.batch_axis
+    if axis is None:
+        return (tensor.name, tensor.shape, bytes(_data(tensor)))
+    return (tensor.name, tensor.shape[:axis], tensor.shape[axis + 1 :])
+
+
+def _data(tensor: Tensor) -> memoryview:
+    assert isinstance(tensor.data, memoryview), "frames were resolved by the reader"
+    return tensor.data
+
+
+def arrays_of(request: Infer) -> Tensors:
+    """The request's tensors as numpy arrays, copied only where unaligned. Raises InvalidRequest."""
+    return {tensor.name: _array(tensor) for tensor in request.inputs}
+
+
+def _array(tensor: Tensor) -> Array:
+    array = datatypes.to_array(tensor.datatype, tensor.shape, _data(tensor), tensor.name)
+    return array if array.flags.aligned else array.copy()
+
+
+class BatchRunner:
+    """Runs a batch of jobs; each gets its own answer, and a bad one fails alone."""
+
+    def __init__(self, engine: BatchEngine) -> None:
+        self._engine = engine
+        self._spec = engine.spec
+
+    def run(self, entries: list[Entry]) -> list[Timing]:
+        """Sets every job's `answer`. Never raises: what goes wrong is an answer too."""
+        jobs = [entry.payload for entry in entries]
+        assert all(isinstance(job, Job) for job in jobs)
+        return self._run([job for job in jobs if isinstance(job, Job)])
+
+    def _run(self, jobs: list[Job]) -> list[Timing]:
+        begun = time.monotonic()
+        for job in jobs:
+            job.started = begun
+        try:
+            return [self._execute(jobs)]
+        except Exception as error:
+            if len(jobs) > 1:
+                return [timing for job in jobs for timing in self._run([job])]
+            jobs[0].answer = Answer(jobs[0].request.id, fault=_fault(self._spec, error))
+            return []
+
+    def _execute(self, jobs: list[Job]) -> Timing:
+        t0 = time.perf_counter_ns()
+        batch = self._joined(jobs)
+        t1 = time.perf_counter_ns()
+        results = self._engine.run(batch, jobs[0].request.outputs)
+        t2 = time.perf_counter_ns()
+        answers = self._split(jobs, results)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.answer = answer
+        t3 = time.perf_counter_ns()
+        rows = sum(job.request.rows for job in jobs)
+        return Timing(rows, t1 - t0, t2 - t1, t3 - t2)
+
+    def _joined(self, jobs: list[Job]) -> Tensors:
+        if len(jobs) == 1:
+            return jobs[0].inputs
+        first = jobs[0].inputs
+        batch: Tensors = {}
+        for tensor in self._spec.inputs:
+            if tensor.name not in first:
+                continue
+            if tensor.batch_axis is None:
+                batch[tensor.name] = first[tensor.name]
+            else:
+                parts = [job.inputs[tensor.name] for job in jobs]
+                batch[tensor.name] = np.concatenate(parts, axis=tensor.batch_axis)
+        return batch
+
+    def _split(self, jobs: list[Job], results: Tensors) -> list[Answer]:
+        total = sum(job.request.rows for job in jobs)
+        answers = [Answer(job.request.id, []) for job in jobs]
+        for tensor in self._spec.outputs:
+            if tensor.name not in results:
+                continue
+            array = results[tensor.name]
+            axis = tensor.batch_axis
+            if axis is not None:
+                _check_rows(tensor.name, array, axis, total)
+            start = 0
+            for job, answer in zip(jobs, answers, strict=True):
+                part = array
+                if axis is not None and len(jobs) > 1:
+                    stop = start + job.request.rows
+                    part = array[(slice(None),) * axis + (slice(start, stop),)]
+                    start = stop
+                answer.outputs.append(_tensor(tensor.name, tensor.datatype, part))
+        return answers
+
+
+def _check_rows(name: str, array: Array, axis: int, total: int) -> None:
+    if array.ndim <= axis or array.shape[axis] != total:
+        raise EngineFailure(
+            f"the model answered {total} rows with an output {name!r} of shape "
+            f"{list(array.shape)}; its rows cannot be told apart"
+        )
+
+
+def _tensor(name: str, datatype: str, array: Array) -> Tensor:
+    data = datatypes.to_bytes(datatype, array, name)
+    return Tensor(name, datatype, array.shape, memoryview(data))
+
+
+def _fault(spec: ModelSpec, error: Exception) -> Fault:
+    if isinstance(error, ServeError):
+        return Fault.of(error)
+    log.error("model %s: a batch failed", spec.name, exc_info=error)
+    return Fault("EngineFailure", f"model {spec.name!r} failed while running this request")

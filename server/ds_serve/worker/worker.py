@@ -1,0 +1,151 @@
+"""One engine's process: requests from the gateways, batches to the engine, answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+
+import zmq
+from ds_engines.base import BatchEngine
+from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
+
+from ds_serve.scheduler.batcher import Batcher
+from ds_serve.scheduler.queue import Entry, Queue
+from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
+from ds_serve.transport.link import Link, dealer, router
+from ds_serve.transport.messages import (
+    Answer,
+    Beat,
+    Cancel,
+    Fault,
+    Infer,
+    Loaded,
+    StatisticsQuery,
+    Stop,
+)
+from ds_serve.worker.accounts import Accounts
+from ds_serve.worker.work import BatchRunner, Job, Timing, arrays_of, lane_of
+
+BEAT_SECONDS = 0.5
+
+
+class Worker:
+    """Serves one loaded engine until the supervisor says stop."""
+
+    def __init__(self, engine: BatchEngine, address: str, control: str, identity: str) -> None:
+        self._engine = engine
+        self._spec = engine.spec
+        self._address = address
+        self._queue = Queue(self._spec.batch)
+        self._accounts = Accounts(self._spec)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._gateways = Link(router(context, address), self._receive, self._pump)
+        self._supervisor = Link(dealer(context, control, identity), self._obey)
+        self._batcher = Batcher(
+            self._queue, self._spec.slots, BatchRunner(engine).run, self._answer, self._late
+        )
+        self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Announce the model, serve, and return when what was queued at the stop is done."""
+        self._supervisor.send(frames_of([Loaded(self._spec, self._address)]))
+        beating = asyncio.create_task(self._beat())
+        grace = await self._stopped
+        try:
+            await asyncio.wait_for(self._batcher.idle(), grace)
+        except TimeoutError:
+            self._refuse_rest()
+        await asyncio.sleep(0)  # the last answers leave with this turn of the loop
+        beating.cancel()
+        self._batcher.close()
+        self._gateways.close()
+        self._supervisor.close()
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
+        gateway = frames[0].bytes
+        refused: list[object] = []
+        for message in read_to_worker(frames[1:]):
+            match message:
+                case Infer():
+                    self._admit(gateway, message, refused)
+                case Cancel():
+                    self._cancel(gateway, message)
+                case StatisticsQuery():
+                    self._accounts.statistics.id = message.id
+                    refused.append(self._accounts.statistics)
+        if refused:
+            self._gateways.send([gateway, *frames_of(refused)])
+
+    def _admit(self, gateway: bytes, request: Infer, refused: list[object]) -> None:
+        try:
+            job = Job(gateway, request, arrays_of(request))
+            self._queue.push(
+                Entry(
+                    key=(gateway, request.id),
+                    lane=lane_of(self._spec, request),
+                    rows=request.rows,
+                    arrived=request.arrived,
+                    deadline=request.deadline,
+                    payload=job,
+                )
+            )
+        except ServeError as error:
+            self._accounts.failed(error.kind, time.monotonic() - request.arrived)
+            refused.append(Answer(request.id, fault=Fault.of(error)))
+
+    def _cancel(self, gateway: bytes, message: Cancel) -> None:
+        entry = self._queue.cancel((gateway, message.id))
+        if entry is not None:
+            self._accounts.failed("Cancelled", time.monotonic() - entry.arrived)
+
+    def _pump(self) -> None:
+        self._batcher.pump()
+        self._accounts.waiting(len(self._queue), self._batcher.running)
+
+    def _answer(self, entries: list[Entry], timings: list[Timing]) -> None:
+        jobs = _jobs(entries)
+        self._accounts.executed(timings)
+        self._accounts.answered(jobs, timings)
+        self._send(jobs)
+        self._accounts.waiting(len(self._queue), self._batcher.running)
+
+    def _late(self, entries: list[Entry]) -> None:
+        jobs = _jobs(entries)
+        for job in jobs:
+            waited = time.monotonic() - job.request.arrived
+            error = DeadlineExceeded(f"the deadline passed after {waited:.3f} s in the queue")
+            self._fail(job, error)
+        self._send(jobs)
+
+    def _refuse_rest(self) -> None:
+        jobs = _jobs(self._queue.drain())
+        for job in jobs:
+            self._fail(job, Unavailable("the server is shutting down"))
+        self._send(jobs)
+
+    def _fail(self, job: Job, error: ServeError) -> None:
+        job.answer = Answer(job.request.id, fault=Fault.of(error))
+        self._accounts.failed(error.kind, time.monotonic() - job.request.arrived)
+
+    def _send(self, jobs: list[Job]) -> None:
+        """One message to each gateway, however many answers it gets."""
+        answers: dict[bytes, list[object]] = defaultdict(list)
+        for job in jobs:
+            answers[job.gateway].append(job.answer)
+        for gateway, batch in answers.items():
+            self._gateways.send([gateway, *frames_of(batch)])
+
+    def _obey(self, frames: list[zmq.Frame]) -> None:
+        for message in read_from_supervisor(frames):
+            if isinstance(message, Stop) and not self._stopped.done():
+                self._stopped.set_result(message.grace)
+
+    async def _beat(self) -> None:
+        while True:
+            self._supervisor.send(frames_of([Beat(self._batcher.busy)]))
+            await asyncio.sleep(BEAT_SECONDS)
+
+
+def _jobs(entries: list[Entry]) -> list[Job]:
+    return [entry.payload for entry in entries if isinstance(entry.payload, Job)]
