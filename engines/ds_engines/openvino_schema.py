@@ -25,21 +25,9 @@ MAX_REPEATS = 1 << 16
 
 # The compiler passes over these, so an answer might break them.
 _IGNORED = frozenset(
-    [
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependentRequired",
-        "dependentSchemas",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "multipleOf",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-    ]
+    {"not", "if", "then", "else", "dependentRequired", "dependentSchemas", "uniqueItems"}
+    | {"contains", "minContains", "maxContains", "multipleOf"}
+    | {"unevaluatedProperties", "unevaluatedItems"}
 )
 _REPEATS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")

@@ -32,6 +32,7 @@ class TextTokenizer:
         except (RuntimeError, ValueError) as error:
             raise LoadError(f"OpenVINO cannot read the tokenizer of {path}: {error}") from error
         self.pieces = byte_pieces(info)
+        self.longest_piece = max(len(piece) for piece in self.pieces)
         self.has_template = info.chat_template is not None
         self._prefix = [info.bos_token_id] if info.add_bos and info.bos_token_id else []
 

@@ -1,0 +1,107 @@
+"""Tokens into text, a step at a time: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+import msgspec
+
+from ds_engines.openvino_genai import Delta
+
+
+class StopScanner:
+    """Passes text on up to the first stop string; holds back what might become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        """The text that is now sure to belong to the answer."""
+        if self.hit:
+            return ""
+        text = self._held + text
+        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            self.hit, self._held = True, ""
+            return text[: min(places)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+class TokenLogprob(msgspec.Struct):
+    """A token of the answer; `start` and `end` are its place in the text, in characters."""
+
+    piece: bytes
+    logprob: float
+    start: int
+    end: int
+
+
+class Piece(msgspec.Struct):
+    """What one delta adds to an answer. `finish` is "stop" or "length" at the end."""
+
+    text: str
+    logprobs: list[TokenLogprob]
+    finish: str | None
+
+
+class TextStream:
+    """One choice's tokens becoming text.
+
+    A character may be spread over several tokens: its bytes are held until it is whole. Bytes
+    that can never be UTF-8 become U+FFFD; an unfinished character at the very end is dropped.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], stops: Sequence[str] = ()) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._scanner = StopScanner(stops)
+        self._logprobs: list[TokenLogprob] = []
+        self._decoded = 0
+        self._sent = 0
+        self.tokens = 0
+
+    def feed(self, delta: Delta) -> Piece:
+        """Take one delta in; a stop string found ends the answer whatever the delta says."""
+        text = ""
+        for at, token in enumerate(delta.tokens):
+            self.tokens += 1
+            text += self._scanner.feed(self._decode(token, delta.logprobs[at : at + 1]))
+            if self._scanner.hit:
+                break
+        finish = "stop" if self._scanner.hit else delta.finish or None
+        if finish is not None and not self._scanner.hit:
+            text += self._scanner.flush()
+        self._sent += len(text)
+        return Piece(text, self._release(finish is not None), finish)
+
+    def _decode(self, token: int, logprob: Sequence[float]) -> str:
+        piece = self._pieces[token] if token < len(self._pieces) else b""
+        text = self._decoder.decode(piece)
+        start = self._decoded
+        self._decoded += len(text)
+        if logprob and piece:
+            self._logprobs.append(TokenLogprob(piece, logprob[0], start, self._decoded))
+        return text
+
+    def _release(self, last: bool) -> list[TokenLogprob]:
+        """The tokens whose text is out; at the end also one that a stop string cut in two."""
+        sent = self._sent
+        out = [t for t in self._logprobs if t.end <= sent or (last and t.start < sent)]
+        self._logprobs = self._logprobs[len(out) :]
+        return out
