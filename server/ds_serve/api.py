@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from ds_engines.errors import ConfigError, EngineFailure
 
+from ds_engines.errors import ConfigError, EngineFailure
 from ds_serve import logs, run_folder
 from ds_serve.settings import Settings
 
@@ -64,7 +64,7 @@ class InferenceServer:
 def resolve(models: Sequence[str]) -> list[ModelSource]:
     """The models that these arguments mean, fetched where need be, with progress on stderr."""
     from ds_serve import catalogue  # noqa: PLC0415
-    from ds_serve import models as known
+    from ds_serve import models as known  # noqa: PLC0415
     from ds_serve.catalogue.progress import progress_on  # noqa: PLC0415
 
     if not models:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ds_engines.errors import ServeError
-
 from ds_serve import __version__, api, logs
 from ds_serve.settings import Settings, flag
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
+
 from ds_engines.errors import ConfigError
 from ds_engines.spec import Task
-
 from ds_serve import catalogue
 from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import msgspec
-from ds_engines.errors import ConfigError
 
+from ds_engines.errors import ConfigError
 from ds_serve.gateway.config import Limits
 from ds_serve.logs import FORMATS, LEVELS
 

@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any, Protocol
 
 import zmq
+
 from ds_engines.errors import DeadlineExceeded, Overloaded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
-
 from ds_serve.gateway.requests import InferReply, InferRequest, check
 from ds_serve.transport.codec import frames_of, read_from_worker
 from ds_serve.transport.link import Link, Outbox, dealer

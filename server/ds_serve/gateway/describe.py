@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ds_engines import config_pbtxt
-from ds_engines.spec import ModelSpec
-from ds_proto import grpc_service_pb2 as pb
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from ds_engines import config_pbtxt
+from ds_engines.spec import ModelSpec
+from ds_proto import grpc_service_pb2 as pb
 from ds_serve.transport.messages import Duration, Statistics
 
 SERVER = "ds-serve"

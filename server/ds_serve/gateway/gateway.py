@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 
 from ds_engines.errors import NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
-
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import InferReply, InferRequest

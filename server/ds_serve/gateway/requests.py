@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
 from ds_engines.spec import ModelSpec, TensorSpec
-
 from ds_serve.transport.messages import Tensor
 
 

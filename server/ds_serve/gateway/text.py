@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
+
 from ds_engines import datatypes
 from ds_engines.errors import (
     DeadlineExceeded,
@@ -22,7 +23,6 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec, TensorSpec
-
 from ds_serve.gateway.requests import InferReply, InferRequest, check
 from ds_serve.transport.messages import Statistics, Tensor
 

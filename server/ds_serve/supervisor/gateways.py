@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_engines.errors import LoadError
-
 from ds_serve import child
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.supervisor.backoff import Backoff

@@ -10,7 +10,6 @@ from pathlib import Path
 from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
-
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.gateway.text import INPUTS, OUTPUTS
 from ds_serve.models import ModelSource

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from ds_engines.errors import LoadError
-
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings

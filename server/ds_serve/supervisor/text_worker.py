@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
-from ds_engines.spec import ModelSpec
 
+from ds_engines.spec import ModelSpec
 from ds_serve.supervisor.process import Process
 from ds_serve.supervisor.worker import READY, WorkerKeeper
 

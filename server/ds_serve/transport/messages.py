@@ -6,6 +6,7 @@ Times are seconds of the monotonic clock, which all processes of a machine share
 from __future__ import annotations
 
 import msgspec
+
 from ds_engines.errors import ServeError, from_kind
 from ds_engines.spec import ModelSpec
 

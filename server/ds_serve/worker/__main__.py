@@ -7,10 +7,10 @@ import sys
 import time
 
 import uvloop
+
 from ds_engines import base, config_pbtxt
 from ds_engines.base import BatchEngine
 from ds_engines.errors import ServeError
-
 from ds_serve import child, metrics
 from ds_serve.worker.config import WorkerConfig
 from ds_serve.worker.worker import Worker

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from ds_engines.spec import ModelSpec
-
 from ds_serve import metrics
 from ds_serve.transport.messages import BatchStatistics, Duration, Statistics
 from ds_serve.worker.work import Job, Timing

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ds_engines.base import EngineOptions
 from ds_engines.spec import ModelSpec
-
 from ds_serve.child import ChildConfig
 
 

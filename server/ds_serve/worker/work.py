@@ -8,11 +8,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
+
 from ds_engines import datatypes
 from ds_engines.base import Array, BatchEngine, Tensors
 from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.spec import ModelSpec
-
 from ds_serve.scheduler.queue import Entry
 from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
 

@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 
 import zmq
+
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
-
 from ds_serve.scheduler.batcher import Batcher
 from ds_serve.scheduler.queue import Entry, Queue
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker

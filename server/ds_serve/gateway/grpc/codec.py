@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import numpy as np
+
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
 from ds_proto import grpc_service_pb2 as pb
-
 from ds_serve.gateway import parameters
 from ds_serve.gateway.requests import InferReply, InferRequest
 from ds_serve.transport.messages import Tensor

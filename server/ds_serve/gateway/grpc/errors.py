@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ds_engines.errors import KINDS
 from grpc import StatusCode
+
+from ds_engines.errors import KINDS
 
 CODES = {
     "InvalidRequest": StatusCode.INVALID_ARGUMENT,

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from ds_engines.errors import Cancelled, EngineFailure, ServeError, Unsupported
 from ds_proto.service import METHODS, SERVICE
-
 from ds_serve import metrics
 from ds_serve.gateway.grpc.errors import CODES
 from ds_serve.gateway.grpc.service import InferenceService

@@ -13,7 +13,6 @@ from ds_engines import config_pbtxt
 from ds_engines.errors import EngineFailure, NotFound, ServeError
 from ds_engines.spec import TensorSpec
 from ds_proto import grpc_service_pb2 as pb
-
 from ds_serve import __version__
 from ds_serve.gateway import describe
 from ds_serve.gateway.budget import Budget

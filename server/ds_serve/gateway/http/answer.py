@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
-from ds_engines.errors import Cancelled, InvalidRequest
 
+from ds_engines.errors import Cancelled, InvalidRequest
 from ds_serve.gateway.budget import Budget
 
 Scope = MutableMapping[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ds_engines.errors import KINDS, ServeError
-
 from ds_serve.gateway.http.answer import JSON, Answer
 
 STATUS = {

@@ -7,7 +7,6 @@ import logging
 import re
 
 from ds_engines.errors import Cancelled, EngineFailure, ServeError
-
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import msgspec
+
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
-
 from ds_serve.gateway import parameters
 from ds_serve.gateway.http.answer import JSON, Answer, Headers
 from ds_serve.gateway.requests import InferReply, InferRequest

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+
 from ds_engines.errors import (
     Cancelled,
     EngineFailure,
@@ -15,7 +16,6 @@ from ds_engines.errors import (
     NotFound,
     ServeError,
 )
-
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway

@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ds_engines.errors import NotFound, ServeError
-from ds_engines.spec import TensorSpec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from ds_engines.errors import NotFound, ServeError
+from ds_engines.spec import TensorSpec
 from ds_serve import __version__, metrics
 from ds_serve.gateway import describe
 from ds_serve.gateway.gateway import READY, Gateway
