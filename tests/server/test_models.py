@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ds_engines.errors import ConfigError
 from ds_serve.models import resolve, resolve_all
 

@@ -3,12 +3,13 @@
 entries()       every entry, in the table's order
 get(name)       one entry
 fetch(name)     the path of its model file, downloaded and verified if it is not here yet
+    fetched(name)   that path if it is here already, else None
 """
 
 from __future__ import annotations
 
 from ds_serve.catalogue.entries import Engine, Entry, File, entries, get, names, unknown
-from ds_serve.catalogue.fetch import fetch
+from ds_serve.catalogue.fetch import fetch, fetched
 from ds_serve.catalogue.progress import Progress, progress_on
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Progress",
     "entries",
     "fetch",
+    "fetched",
     "get",
     "names",
     "progress_on",

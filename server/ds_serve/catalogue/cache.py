@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ds_engines.errors import ConfigError
-
 from ds_serve.catalogue.entries import Entry
 
 

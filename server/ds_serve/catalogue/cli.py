@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from ds_engines.errors import ServeError
-
 from ds_serve.catalogue.entries import entries
-from ds_serve.catalogue.fetch import fetch
+from ds_serve.catalogue.fetch import fetch, fetched
 from ds_serve.catalogue.progress import MB, progress_on
 
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m ds_serve.c
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Models that a name is enough for.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="name every model of the catalogue")
+    commands.add_parser("list", help="every model of the catalogue, and which are fetched")
     fetching = commands.add_parser("fetch", help="download models and print where they are")
     fetching.add_argument("name", nargs="+")
     return parser
@@ -42,7 +41,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _list() -> None:
     for entry in entries():
         print(f"{entry.name}\n    {entry.description}")
-        print(f"    {entry.task}, {entry.size / MB:,.1f} MB to download, {entry.licence}")
+        path = fetched(entry)
+        where = f"fetched: {path}" if path else f"{entry.size / MB:,.1f} MB to download"
+        print(f"    {entry.task}, {entry.licence}, {where}")
 
 
 def _fetch_all(names: Sequence[str]) -> None:

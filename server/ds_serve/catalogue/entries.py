@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
+
 from ds_engines.errors import ConfigError
 from ds_engines.spec import Task
 

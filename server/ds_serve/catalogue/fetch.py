@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_engines.errors import ConfigError, LoadError
-
 from ds_serve.catalogue import pip
 from ds_serve.catalogue.cache import Place, default_root, locked, sync_folder
 from ds_serve.catalogue.entries import Entry, File, get
@@ -46,6 +45,13 @@ def fetch(
             if not _ready(place, entry):
                 _fetch(place, entry, progress, pip_options, lock)
     return place.folder / entry.files[0].name
+
+
+def fetched(model: str | Entry, *, root: Path | None = None) -> Path | None:
+    """The path of the model file if it is in the cache (its content is not read), else None."""
+    entry = get(model) if isinstance(model, str) else model
+    path = Place(root or default_root(), entry).folder / entry.files[0].name
+    return path if path.is_file() else None
 
 
 def _waiting(entry: Entry) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
 
 MB = 1_000_000
 
@@ -32,37 +35,50 @@ class Lines(Progress):
     def downloaded(self, done: int, total: int) -> None:
         tenth = 10 * done // total if total else 0
         if tenth > self._tenth:
-            self._tenth = tenth
             self.note(f"  {done / MB:.1f} of {total / MB:.1f} MB")
+        self._tenth = tenth
 
 
 class Bar(Progress):
-    """A progress bar with size, speed and time left."""
+    """A progress bar with size, speed and time left; there from the first report on."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console  # noqa: PLC0415  only a terminal needs it
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            DownloadColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Rich  # noqa: PLC0415
-
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._rich = Rich(*columns, console=Console(file=stream))
-        self._task = self._rich.add_task("", total=None, visible=False)
+        self._stream = stream
+        self._rich: rich.progress.Progress | None = None
 
     def note(self, text: str) -> None:
-        self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._shown().console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def downloaded(self, done: int, total: int) -> None:
-        self._rich.update(self._task, completed=done, total=total or None, visible=True)
+        bars = self._shown()
+        if done == 0 or not bars.task_ids:
+            for task in bars.task_ids:
+                bars.remove_task(task)
+            bars.add_task("", total=None)
+        bars.update(bars.task_ids[0], completed=done, total=total or None)
 
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[Bar]:
-        with self._rich:
-            yield self
+    def close(self) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def _shown(self) -> rich.progress.Progress:
+        if self._rich is None:
+            self._rich = _bars(self._stream)
+            self._rich.start()
+        return self._rich
+
+
+def _bars(stream: TextIO) -> rich.progress.Progress:
+    import rich.console  # noqa: PLC0415  only a terminal needs it
+    import rich.progress as shown  # noqa: PLC0415
+
+    return shown.Progress(
+        shown.BarColumn(),
+        shown.DownloadColumn(),
+        shown.TransferSpeedColumn(),
+        shown.TimeRemainingColumn(),
+        console=rich.console.Console(file=stream),
+    )
 
 
 @contextlib.contextmanager
@@ -71,5 +87,5 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
     if not stream.isatty():
         yield Lines(stream)
         return
-    with Bar(stream).shown() as bar:
+    with contextlib.closing(Bar(stream)) as bar:
         yield bar

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from ds_serve.catalogue import Entry, File
 
 PACKAGE = "ds-serve-made-model"

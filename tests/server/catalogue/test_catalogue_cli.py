@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+
 from ds_serve.catalogue import names, progress_on
 from ds_serve.catalogue.cli import main
 
 
-def test_list_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_model_and_what_is_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path))
+    model = tmp_path / "catalogue/magika/magika-1.0.3/model.onnx"
+    model.parent.mkdir(parents=True)
+    model.touch()
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert all(f"{name}\n" in said for name in names())
+    assert said.count("MB to download") == len(names()) - 1
+    assert f"fetched: {model}\n" in said
 
 
 def test_a_wrong_name_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,10 +45,18 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.5/2.0 MB" in stream.getvalue()
 
 
+def test_a_terminal_where_nothing_is_fetched_stays_clean() -> None:
+    stream = Terminal()
+    with progress_on(stream):
+        pass
+    assert stream.getvalue() == ""
+
+
 def test_a_log_gets_a_line_for_every_tenth() -> None:
     stream = io.StringIO()
     with progress_on(stream) as progress:
-        for done in range(0, 2_000_001, 10_000):
-            progress.downloaded(done, 2_000_000)
-    assert len(stream.getvalue().splitlines()) == 10
+        for _ in ("one model", "another"):
+            for done in range(0, 2_000_001, 10_000):
+                progress.downloaded(done, 2_000_000)
+    assert len(stream.getvalue().splitlines()) == 20
     assert stream.getvalue().endswith("2.0 of 2.0 MB\n")

@@ -5,6 +5,7 @@ import tomllib
 from importlib import resources
 
 import pytest
+
 from ds_engines.errors import ConfigError
 from ds_serve import catalogue
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+
 from ds_engines.errors import ConfigError, LoadError
 from ds_serve.catalogue import Entry, Progress, fetch
 
