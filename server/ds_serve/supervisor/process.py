@@ -27,8 +27,13 @@ class Process:
         """Start a command; should it fail, it may say why in the file `failure`."""
         failure.unlink(missing_ok=True)
         environment = {**os.environ, FAILURE_FILE: str(failure)}
+        # In a session of its own, so that a signal to our process group (Ctrl-C in a terminal)
+        # reaches the supervisor alone, which ends its children in the right order.
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=asyncio.subprocess.DEVNULL
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
         return cls(process, failure)
 

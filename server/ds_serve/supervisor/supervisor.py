@@ -168,6 +168,8 @@ class Supervisor:
 
     async def _stop(self) -> None:
         grace = self.settings.drain_timeout
+        for worker in self._workers:
+            worker.retire()
         await asyncio.gather(*(gateway.stop(grace) for gateway in self._gateways))
         await asyncio.gather(*(worker.stop(1.0) for worker in self._workers))
 

@@ -49,6 +49,10 @@ class WorkerKeeper(ABC):
             self._changed.clear()
             await self._changed.wait()
 
+    def retire(self) -> None:
+        """Go on serving, but do not start the worker again."""
+        self._stopping = True
+
     async def stop(self, grace: float) -> None:
         """End the worker; it is killed after `grace` seconds."""
         self._stopping = True
