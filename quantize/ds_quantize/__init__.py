@@ -1,0 +1,1 @@
+"""The offline pipeline: recipe -> calibrate -> quantize -> evaluate -> build -> manifest."""
