@@ -2,8 +2,8 @@
 
 A model file names neither its batch axis nor whether its rows are independent. The guess takes
 the first dynamic axis of each input (or the axis that carries the same symbol). The proof runs
-the model on one row and on three, and demands that every output grew along one axis and that
-the first row's answer did not change.
+the model on three rows, one by one and together, and demands that every output grew along one
+axis and that no row's answer changed: in a running total, the first row's would not.
 """
 
 from __future__ import annotations
@@ -71,12 +71,15 @@ def complete(spec: ModelSpec, engine: Runner) -> ModelSpec:
 
 def _tried(spec: ModelSpec, engine: Runner, size: int) -> ModelSpec:
     rows = [_row(spec.inputs, size, seed) for seed in range(ROWS)]
-    alone = engine.run(rows[0])
+    alone = [engine.run(row) for row in rows]
     together = engine.run(_join(spec.inputs, rows))
     outputs = []
     for tensor in spec.outputs:
-        axis = _grown(alone[tensor.name], together[tensor.name])
-        if axis is None or not _same(alone[tensor.name], together[tensor.name], axis):
+        many = together[tensor.name]
+        axis = _grown(alone[0][tensor.name], many)
+        if axis is None or not all(
+            _same(one[tensor.name], np.take(many, [row], axis)) for row, one in enumerate(alone)
+        ):
             return _unbatched(spec)
         outputs.append(msgspec.structs.replace(tensor, batch_axis=axis))
     return msgspec.structs.replace(spec, outputs=tuple(outputs))
@@ -97,21 +100,25 @@ def _row(inputs: Sequence[TensorSpec], size: int, seed: int) -> Tensors:
 
 
 def _sample(tensor: TensorSpec, size: int, seed: int) -> Array:
-    """One row: random where the type is real, 0 or 1 where it may be an index."""
+    """One row: random where the type is real, 0 or 1 where it may be an index.
+
+    The first row is the one that differs: a sum, a maximum or a shift over rows then shows.
+    """
     shape = tuple(
         1 if axis == tensor.batch_axis else (size if extent == -1 else extent)
         for axis, extent in enumerate(tensor.shape)
     )
+    value = int(seed == 0 and tensor.batch_axis is not None)
     if tensor.batch_axis is None:
         seed = 0
     if tensor.datatype == "BYTES":
         return np.full(shape, b"a", dtype=np.object_)
     dtype = DATATYPES[tensor.datatype].dtype
     if tensor.datatype == "BF16":
-        return np.full(shape, 0x3F80 if seed else 0, dtype=dtype)
+        return np.full(shape, 0x3F80 * value, dtype=dtype)
     if np.issubdtype(dtype, np.floating):
         return np.random.default_rng(seed).random(shape).astype(dtype)
-    return np.full(shape, seed % 2, dtype=dtype)
+    return np.full(shape, value, dtype=dtype)
 
 
 def _join(inputs: Sequence[TensorSpec], rows: Sequence[Tensors]) -> Tensors:
@@ -132,8 +139,9 @@ def _grown(alone: Array, together: Array) -> int | None:
     return grown[0] if len(grown) == 1 and pairs[grown[0]] == (1, ROWS) else None
 
 
-def _same(alone: Array, together: Array, axis: int) -> bool:
-    first = np.take(together, [0], axis=axis)
+def _same(alone: Array, joined: Array) -> bool:
+    if alone.shape != joined.shape:
+        return False
     if np.issubdtype(alone.dtype, np.floating):
-        return bool(np.allclose(alone, first, rtol=1e-2, atol=1e-3, equal_nan=True))
-    return bool(np.array_equal(alone, first))
+        return bool(np.allclose(alone, joined, rtol=1e-2, atol=1e-3, equal_nan=True))
+    return bool(np.array_equal(alone, joined))

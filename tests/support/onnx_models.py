@@ -1,0 +1,246 @@
+"""Small ONNX models, each for one behaviour; built with the `onnx` package, never downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+
+Shape = Sequence[int | str | None]
+
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+HALVES = ("FP16", "BF16")
+"""The datatypes that KServe's typed contents cannot hold."""
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def _value(name: str, kind: int, shape: Shape) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _constant(name: str, value: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(value, name)
+
+
+def save(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    constants: Sequence[onnx.TensorProto] = (),
+) -> Path:
+    """Check the model and write it to `path`, making its folder."""
+    graph = helper.make_graph(nodes, "test", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def mlp(path: Path, seed: int = 0) -> Path:
+    """x FP32[batch, 64] to y FP32[batch, 8]."""
+    random = np.random.default_rng(seed)
+    return save(
+        path,
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["h"]),
+            helper.make_node("Tanh", ["h"], ["a"]),
+            helper.make_node("MatMul", ["a", "w2"], ["y"]),
+        ],
+        [_value("x", FLOAT, ["batch", 64])],
+        [_value("y", FLOAT, ["batch", 8])],
+        [
+            _constant("w1", random.standard_normal((64, 128), np.float32) / 8),
+            _constant("w2", random.standard_normal((128, 8), np.float32) / 8),
+        ],
+    )
+
+
+def identities(path: Path, datatypes: Sequence[str]) -> Path:
+    """For each datatype `T` an input `in_T` [batch, n_T] and an output `out_T` like it."""
+    shapes = {name: ["batch", f"n_{name}"] for name in datatypes}
+    return save(
+        path,
+        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in datatypes],
+        [_value(f"in_{name}", ONNX_TYPES[name], shapes[name]) for name in datatypes],
+        [_value(f"out_{name}", ONNX_TYPES[name], shapes[name]) for name in datatypes],
+    )
+
+
+def slow(path: Path, width: int = 256) -> Path:
+    """x FP32[batch, 4], steps INT64[1] to y = x after `steps` matrix products: it takes as long
+    as the request says. All requests of a batch have `steps` in common.
+    """
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["m_in", "turn"], ["m_out"]),
+            helper.make_node("Identity", ["more_in"], ["more_out"]),
+        ],
+        "body",
+        [
+            _value("i", INT64, []),
+            _value("more_in", TensorProto.BOOL, []),
+            _value("m_in", FLOAT, [width, width]),
+        ],
+        [_value("more_out", TensorProto.BOOL, []), _value("m_out", FLOAT, [width, width])],
+    )
+    zeros = np.zeros((width, width), np.float32)
+    return save(
+        path,
+        [
+            helper.make_node("Squeeze", ["steps"], ["count"]),
+            helper.make_node("Loop", ["count", "yes", "zeros"], ["m"], body=body),
+            helper.make_node("ReduceSum", ["m"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["x", "zero"], ["y"]),
+        ],
+        [_value("x", FLOAT, ["batch", 4]), _value("steps", INT64, [1])],
+        [_value("y", FLOAT, ["batch", 4])],
+        [
+            _constant("zeros", zeros),
+            _constant("turn", np.eye(width, dtype=np.float32)),
+            _constant("yes", np.array(True)),
+        ],
+    )
+
+
+def lookup(path: Path) -> Path:
+    """index INT64[batch, 1] to value FP32[batch, 1] = 10 * index; fails outside 0 to 15."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "index"], ["value"], axis=0)],
+        [_value("index", INT64, ["batch", 1])],
+        [_value("value", FLOAT, ["batch", 1])],
+        [_constant("table", 10 * np.arange(16, dtype=np.float32))],
+    )
+
+
+def sequences(path: Path) -> Path:
+    """x FP32[batch, length, channels] to double, shaped alike, and total FP32[batch, 1, 1]."""
+    return save(
+        path,
+        [
+            helper.make_node("Add", ["x", "x"], ["double"]),
+            helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=1),
+        ],
+        [_value("x", FLOAT, ["batch", "length", "channels"])],
+        [
+            _value("double", FLOAT, ["batch", "length", "channels"]),
+            _value("total", FLOAT, ["batch", 1, 1]),
+        ],
+        [_constant("axes", np.array([1, 2], np.int64))],
+    )
+
+
+def fixed(path: Path) -> Path:
+    """x FP32[3, 4] to y = -x: no axis along which requests could be joined."""
+    return save(
+        path,
+        [helper.make_node("Neg", ["x"], ["y"])],
+        [_value("x", FLOAT, [3, 4])],
+        [_value("y", FLOAT, [3, 4])],
+    )
+
+
+def running_total(path: Path) -> Path:
+    """x FP32[n] to y, the sums of all elements so far: the first row does not depend on the
+    others, every other row does.
+    """
+    return save(
+        path,
+        [helper.make_node("CumSum", ["x", "axis"], ["y"])],
+        [_value("x", FLOAT, ["n", 3])],
+        [_value("y", FLOAT, ["n", 3])],
+        [_constant("axis", np.array(0, np.int64))],
+    )
+
+
+def centred(path: Path) -> Path:
+    """x FP32[n, 3] less the mean over all rows: no row's answer is its own."""
+    return save(
+        path,
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "mean"], ["y"]),
+        ],
+        [_value("x", FLOAT, ["n", 3])],
+        [_value("y", FLOAT, ["n", 3])],
+    )
+
+
+def summed(path: Path) -> Path:
+    """x FP32[n, 3] to one total FP32[1]: rows go in, and do not come out."""
+    return save(
+        path,
+        [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)],
+        [_value("x", FLOAT, ["n", 3])],
+        [_value("total", FLOAT, [])],
+    )
+
+
+def recurrent(path: Path) -> Path:
+    """x FP32[batch, 4], state FP32[2, batch, 4], scale FP32[] to y = x * scale + state[0] and
+    next_state = state + x: the state's batch axis is 1, the scale is common to a batch.
+    """
+    return save(
+        path,
+        [
+            helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+            helper.make_node("Gather", ["state", "first"], ["top"], axis=0),
+            helper.make_node("Add", ["scaled", "top"], ["y"]),
+            helper.make_node("Add", ["state", "x"], ["next_state"]),
+        ],
+        [
+            _value("x", FLOAT, ["batch", 4]),
+            _value("state", FLOAT, [2, "batch", 4]),
+            _value("scale", FLOAT, []),
+        ],
+        [_value("y", FLOAT, ["batch", 4]), _value("next_state", FLOAT, [2, "batch", 4])],
+        [_constant("first", np.array(0, np.int64))],
+    )
+
+
+def unnamed_axes(path: Path) -> Path:
+    """x FP32[?, 64], as exporters write it that name no axis, to y = -x."""
+    return save(
+        path,
+        [helper.make_node("Neg", ["x"], ["y"])],
+        [_value("x", FLOAT, [None, 64])],
+        [_value("y", FLOAT, [None, 64])],
+    )
+
+
+def picky_length(path: Path) -> Path:
+    """x FP32[batch, length] to y, where the length must be a multiple of 16."""
+    return save(
+        path,
+        [
+            helper.make_node("Reshape", ["x", "shape"], ["pairs"]),
+            helper.make_node("ReduceSum", ["pairs", "axis"], ["y"], keepdims=0),
+        ],
+        [_value("x", FLOAT, ["batch", "length"])],
+        [_value("y", FLOAT, ["batch", 16])],
+        [
+            _constant("shape", np.array([0, -1, 16], np.int64)),
+            _constant("axis", np.array([1], np.int64)),
+        ],
+    )
