@@ -1,0 +1,1 @@
+"""Benchmarks: what a server does under load, beside its engine called directly."""

@@ -1,0 +1,6 @@
+"""loadtests is no part of the distribution: it is imported from the repository's root."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
