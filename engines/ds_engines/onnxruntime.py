@@ -77,6 +77,8 @@ class OnnxRuntimeEngine:
         outputs = [_tensor(spec, node) for node in self._session.get_outputs()]
         symbols = {node.name: node.shape for node in self._session.get_inputs()}
         self._has_bf16 = any(tensor.datatype == "BF16" for tensor in (*inputs, *outputs))
+        if self._has_bf16:
+            _refuse_strings(spec, inputs)
         return msgspec.structs.replace(
             spec,
             platform="onnxruntime_onnx",
@@ -120,6 +122,16 @@ def _tensor(spec: ModelSpec, node: Any) -> TensorSpec:
         )
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape)
+
+
+def _refuse_strings(spec: ModelSpec, inputs: list[TensorSpec]) -> None:
+    """ONNX Runtime makes no values of strings, and BF16 models run on values."""
+    name = next((tensor.name for tensor in inputs if tensor.datatype == "BYTES"), None)
+    if name is not None:
+        raise LoadError(
+            f"{spec.artifact}: a model with BF16 tensors cannot have an input of strings, as "
+            f"{name!r} is: ONNX Runtime takes one or the other from Python"
+        )
 
 
 def _strings(batch: Tensors) -> Tensors:

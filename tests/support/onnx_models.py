@@ -30,6 +30,8 @@ ONNX_TYPES = {
 HALVES = ("FP16", "BF16")
 """The datatypes that KServe's typed contents cannot hold."""
 
+PLAIN = tuple(name for name in ONNX_TYPES if name not in HALVES)
+
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
@@ -244,3 +246,29 @@ def picky_length(path: Path) -> Path:
             _constant("axis", np.array([1], np.int64)),
         ],
     )
+
+
+def shifted(path: Path, datatype: str, operator: str = "Identity") -> Path:
+    """x [n, 3] to y: the rows moved down by one, the last one first. With a binary `operator`,
+    y joins each row with the one above it (the first with itself) instead.
+    """
+    kind = ONNX_TYPES[datatype]
+    binary = operator != "Identity"
+    return save(
+        path,
+        [
+            helper.make_node("Slice", ["x", "zero", "minus_one", "zero"], ["upper"]),
+            helper.make_node(
+                "Slice", ["x", *(["zero", "one"] if binary else ["minus_one", "end"]), "zero"],
+                ["top"],
+            ),
+            helper.make_node("Concat", ["top", "upper"], ["moved"], axis=0),
+            helper.make_node(operator, ["x", "moved"] if binary else ["moved"], ["y"]),
+        ],
+        [_value("x", kind, ["n", 3])],
+        [_value("y", kind, ["n", 3])],
+        [
+            _constant(name, np.array([value], np.int64))
+            for name, value in {"zero": 0, "one": 1, "minus_one": -1, "end": 2**31}.items()
+        ],
+    )  # fmt: skip
