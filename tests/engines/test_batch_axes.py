@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_models
 import pytest
+
 from ds_engines.base import EngineOptions, load
 from ds_engines.spec import BatchPolicy, ModelSpec
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_models
 import onnxruntime
 import pytest
+
 from ds_engines.base import BatchEngine, EngineOptions, load
 from ds_engines.errors import (
     ConfigError,
@@ -143,5 +144,5 @@ def test_what_the_engine_cannot_do_is_refused_by_name(
 
 
 def test_an_unknown_engine_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'tensorflow'.*onnxruntime"):
+    with pytest.raises(ConfigError, match=r"'tensorflow'.*onnxruntime"):
         load(ModelSpec("m", "tensorflow", tmp_path), EngineOptions())

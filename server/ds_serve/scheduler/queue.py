@@ -27,7 +27,6 @@ class Entry:
     arrived: float
     deadline: float = NEVER
     payload: object = None
-    dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -76,14 +75,17 @@ class Queue:
         self._entries[entry.key] = entry
 
     def cancel(self, key: Hashable) -> Entry | None:
-        """Drop a waiting request; None where it does not wait (any more)."""
-        entry = self._entries.get(key)
+        """Drop a waiting request; None where it does not wait (any more).
+
+        It leaves its lane at once: kept there until its turn, cancelled requests would hold
+        memory beyond the queue's bound.
+        """
+        entry = self._entries.pop(key, None)
         if entry is not None:
-            entry.dropped = True
-            del self._entries[key]
             lane = self._lanes[entry.lane]
+            lane.waiting.remove(entry)
             lane.rows -= entry.rows
-            if lane.rows == 0:
+            if not lane.waiting:
                 del self._lanes[entry.lane]
         return entry
 
@@ -133,15 +135,14 @@ class Queue:
         return max((size for size in self._preferred if size <= lane.rows), default=0)
 
     def _head(self, lane: Lane, now: float, late: list[Entry]) -> Entry | None:
-        """The oldest request that is still wanted; those before it leave the queue."""
+        """The oldest request that is not too late; those before it leave the queue."""
         while lane.waiting:
             head = lane.waiting[0]
-            if not head.dropped and head.deadline > now:
+            if head.deadline > now:
                 return head
             lane.waiting.popleft()
-            if not head.dropped:
-                late.append(head)
-                lane.rows -= head.rows
-                del self._entries[head.key]
+            late.append(head)
+            lane.rows -= head.rows
+            del self._entries[head.key]
         self._lanes.pop(lane.key, None)
         return None
