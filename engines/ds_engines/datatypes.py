@@ -188,12 +188,13 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -
     """
     kind = find(datatype, name)
     elements = count(shape, name)
-    flat = _flatten(name, data)
+    flat, types = _flatten(name, data)
     if len(flat) != elements:
         raise InvalidRequest(
             f"{_label(name)}: shape {_show(shape)} has {elements} elements, got {len(flat)}"
         )
-    _check_types(name, datatype, flat)
+    if not types <= _ALLOWED[datatype][0]:
+        raise _wrong_type(name, datatype, flat)
     return _reshape(name, _convert(name, kind, flat), shape)
 
 
@@ -339,8 +340,8 @@ def _as_text(element: object, name: str) -> str:
         ) from None
 
 
-def _flatten(name: str, data: Any) -> list[Any]:
-    """All elements of a nested list, checking that each level is lists alike or no list."""
+def _flatten(name: str, data: Any) -> tuple[list[Any], set[type]]:
+    """All elements of a nested list and their types; each level is lists alike or no list."""
     if not isinstance(data, list):
         raise InvalidRequest(f"{_label(name)}: data is a {_json_type(data)}, it must be a list")
     level = data
@@ -350,7 +351,7 @@ def _flatten(name: str, data: Any) -> list[Any]:
         if len(set(map(len, level))) > 1:
             raise InvalidRequest(f"{_label(name)}: data is ragged: lists of one level differ")
         level = list(chain.from_iterable(level))
-    return level
+    return level, types
 
 
 _ALLOWED: dict[str, tuple[frozenset[type], str]] = {
@@ -365,14 +366,12 @@ _ALLOWED: dict[str, tuple[frozenset[type], str]] = {
 }
 
 
-def _check_types(name: str, datatype: str, flat: list[Any]) -> None:
+def _wrong_type(name: str, datatype: str, flat: list[Any]) -> InvalidRequest:
     allowed, wanted = _ALLOWED[datatype]
-    if set(map(type, flat)) <= allowed:
-        return
     index = next(index for index, value in enumerate(flat) if type(value) not in allowed)
     value = flat[index]
     shown = "" if isinstance(value, dict) or value is None else f" {_brief(value)}"
-    raise InvalidRequest(
+    return InvalidRequest(
         f"{_label(name)}: element {index} is a {_json_type(value)}{shown}; "
         f"each element of {datatype} must be {wanted}"
     )

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 import pytest
-from ds_engines import datatypes
-from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from ds_engines import datatypes
+from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 
 T = TypeVar("T")
 FIXED = [name for name, kind in datatypes.DATATYPES.items() if kind.itemsize]
