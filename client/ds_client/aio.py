@@ -17,9 +17,6 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
-from ds_proto import grpc_service_pb2 as pb
-from ds_proto.model_config_pb2 import ModelConfig
-from ds_proto.service import METHODS
 
 from ds_client import messages
 from ds_client.client import OPTIONS
@@ -34,6 +31,9 @@ from ds_client.messages import (
     Statistics,
     Target,
 )
+from ds_proto import grpc_service_pb2 as pb
+from ds_proto.model_config_pb2 import ModelConfig
+from ds_proto.service import METHODS
 
 T = TypeVar("T")
 

@@ -8,9 +8,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from ds_proto import grpc_service_pb2 as pb
-from ds_proto.model_config_pb2 import ModelConfig
-from ds_proto.service import METHODS
 
 from ds_client import messages
 from ds_client.errors import ClientError, Unavailable, of_status
@@ -24,6 +21,9 @@ from ds_client.messages import (
     Statistics,
     Target,
 )
+from ds_proto import grpc_service_pb2 as pb
+from ds_proto.model_config_pb2 import ModelConfig
+from ds_proto.service import METHODS
 
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ds_proto import grpc_service_pb2 as pb
 from numpy.typing import ArrayLike
 
 from ds_client.errors import ClientError, InvalidRequest, ServerFailure
 from ds_client.tensors import Array, Tensor, decode, decode_contents, encode
+from ds_proto import grpc_service_pb2 as pb
 
 Inputs = Mapping[str, ArrayLike | Tensor]
 Parameters = Mapping[str, bool | int | float | str]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ds_proto.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelQueuePolicy
-
 from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
+from ds_proto.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelQueuePolicy
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
 """The older name, engine and file format in one, of each engine."""

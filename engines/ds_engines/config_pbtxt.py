@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+from ds_engines.config_message import AXIS, CPU_ENGINES, PLATFORMS, describe, type_name, without
+from ds_engines.errors import ConfigError
+from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import (
     DataType,
     ModelConfig,
@@ -23,12 +29,6 @@ from ds_proto.model_config_pb2 import (
     ModelOutput,
     ModelParameter,
 )
-from google.protobuf import text_format
-from google.protobuf.message import Message
-
-from ds_engines.config_message import AXIS, CPU_ENGINES, PLATFORMS, describe, type_name, without
-from ds_engines.errors import ConfigError
-from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
 
 __all__ = ["STATED_ZERO", "apply", "describe", "read"]
 

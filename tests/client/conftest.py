@@ -11,6 +11,7 @@ from concurrent import futures
 
 import grpc
 import pytest
+
 from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import METHODS, SERVICE
 

@@ -8,6 +8,10 @@ import inspect
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from ds_client import (
     AccessDenied,
     AsyncClient,
@@ -24,9 +28,6 @@ from ds_client import (
     Unsupported,
     bfloat16,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from ds_engines import config_pbtxt
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec

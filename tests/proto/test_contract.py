@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from ds_proto import grpc_service_pb2, model_config_pb2
-from ds_proto.service import METHODS, SERVICE
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as their_config
 from tritonclient.grpc import service_pb2 as their_service
 from tritonclient.grpc import service_pb2_grpc as their_stubs
+
+from ds_proto import grpc_service_pb2, model_config_pb2
+from ds_proto.service import METHODS, SERVICE
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"grpc_service": grpc_service_pb2, "model_config": model_config_pb2}
