@@ -45,6 +45,7 @@ class TextApp:
         self._client = client
         self._timeout = request_timeout
         self._metrics = metrics.TextMetrics(model)
+        client.on_load = self._metrics.load
         self._created = int(time.time())
         self._tokenizer: TextTokenizer | None = None
         self._max_seq_len: int | None = None
@@ -95,6 +96,9 @@ class TextApp:
             await exchange.fail(EngineFailure(f"internal error; request id {exchange.id}"))
 
     async def _route(self, exchange: Exchange) -> None:
+        if exchange.path == f"/v1/models/{self.model}":
+            await exchange.json(self._model_list()["data"][0])
+            return
         method, handler = self._routes.get(exchange.path, ("", None))
         if handler is None:
             raise NotFound(f"no such path: {exchange.path}")
@@ -130,7 +134,10 @@ class TextApp:
         await exchange.answer(text, 200, "text/plain; version=1.0.0; charset=utf-8")
 
     async def _models(self, exchange: Exchange) -> None:
-        await exchange.json(answers.models(self.model, self._created, self._max_seq_len))
+        await exchange.json(self._model_list())
+
+    def _model_list(self) -> dict[str, Any]:
+        return answers.models(self.model, self._created, self._max_seq_len)
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, chat_request, ChatAnswer)

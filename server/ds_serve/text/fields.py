@@ -40,6 +40,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+_ALLOWED = {
+    "role": "system, developer, user, assistant",
+    "type": "text, json_object, json_schema",
+}
+
 Stop = str | list[str]
 Content = str | list[dict[str, Any]]
 
@@ -311,9 +316,12 @@ def _named(error: msgspec.ValidationError, fields: dict[str, Any], kind: type) -
             return BadField(param, f"{param} is required", "missing_required_parameter")
         return BadField(param, f"{param} is not a field that this model knows", "unknown_parameter")
     what = message[: path.start()] if path else message
-    value = fields.get(param)
-    shown = f", got {value!r:.80}" if value is not None else ""
-    return BadField(param, f"{param}: {what[:1].lower()}{what[1:]}{shown}")
+    what = what[:1].lower() + what[1:]
+    if "enum value" in what:
+        what += f"; allowed are {_ALLOWED.get(param.rpartition('.')[2], 'others')}"
+    elif param in fields and "got" not in what:
+        what += f", got {fields[param]!r:.80}"
+    return BadField(param, f"{param}: {what}")
 
 
 def _unsupported(param: str, value: object, offered: str) -> BadField:

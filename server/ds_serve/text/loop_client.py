@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import zmq
@@ -117,7 +117,9 @@ class LoopClient:
         self._generations: dict[int, Generation] = {}
         self._numbers = 0
         self._heard = time.monotonic()
-        self.load = Load(0, 0, 0.0)
+        self._load = Load(0, 0, 0.0)
+        # Called with the engine's load and the pending answers when either changes.
+        self.on_load: Callable[[Load, int], None] = lambda load, pending: None
         loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[Loaded] = loop.create_future()
         self.ended: asyncio.Future[ServeError] = loop.create_future()
@@ -172,6 +174,7 @@ class LoopClient:
             self._generations[number] = generation
             self._send(Add(number, job.prompt, job.sampling))
         self._numbers += len(jobs)
+        self._tell()
         return generation
 
     def _check(self, wanted: int) -> None:
@@ -193,11 +196,15 @@ class LoopClient:
         known = [number for number in numbers if self._generations.pop(number, None)]
         if known and not self.ended.done():
             self._send(Cancel(known))
+        self._tell()
 
     def fail_all(self, error: ServeError) -> None:
         """End every request in flight with this error."""
         for generation in set(self._generations.values()):
             generation.fail(error)
+
+    def _tell(self) -> None:
+        self.on_load(self._load, self.pending)
 
     def _send(self, message: Add | Cancel) -> None:
         # With no high-water mark a send on a bound pair is done at once or queued in order.
@@ -215,7 +222,7 @@ class LoopClient:
                 self._end(message)
 
     def _step(self, message: Step) -> None:
-        self.load = message.load
+        self._load = message.load
         for delta in message.deltas:
             generation = self._generations.get(delta.id)
             if generation is None:
@@ -223,6 +230,7 @@ class LoopClient:
             if delta.finish:
                 del self._generations[delta.id]
             generation.put(delta)
+        self._tell()
 
     def _end(self, message: Failed) -> None:
         self._finish(from_kind(message.kind, message.message))

@@ -66,10 +66,11 @@ class TextMetrics:
         self._labels = (model, _ENGINE)
         self.load(Load(0, 0, 0.0), 0)
 
-    def load(self, load: Load, unseen: int) -> None:
-        """Set the gauges; `unseen` are answers that the loop has not heard of yet."""
-        _running.labels(*self._labels).set(load.running)
-        _waiting.labels(*self._labels).set(load.waiting + unseen)
+    def load(self, load: Load, pending: int) -> None:
+        """Set the gauges; `pending` answers are wanted, of which the batch holds some."""
+        running = min(load.running, pending)
+        _running.labels(*self._labels).set(running)
+        _waiting.labels(*self._labels).set(pending - running)
         _cache.labels(*self._labels).set(load.cache_used)
 
     def first_token(self, seconds: float) -> None:
