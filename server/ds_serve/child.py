@@ -21,10 +21,10 @@ FAILURE_FILE = "DS_FAILURE_FILE"
 
 
 class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Common to all children. `identity` is the child's name on the control link."""
+    """Common to all children: the child's name, and the socket where the supervisor listens."""
 
     identity: str
-    control: str
+    control: Path
     parent_pid: int
     log_format: str = "text"
     log_level: str = "info"

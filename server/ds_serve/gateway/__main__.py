@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import uvicorn
 import uvloop
-import zmq
 
 from ds_serve import child
 from ds_serve.gateway.budget import Budget
@@ -20,8 +19,8 @@ from ds_serve.gateway.grpc import server as grpc_server
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.app import Application
 from ds_serve.transport.codec import frames_of, read_from_supervisor
-from ds_serve.transport.link import Link, dealer
-from ds_serve.transport.messages import Hello, Registry, Stop
+from ds_serve.transport.link import Link, connect
+from ds_serve.transport.messages import Hello, Listening, Registry, Stop
 
 log = logging.getLogger("ds_serve.gateway")
 
@@ -38,15 +37,16 @@ class _Server(uvicorn.Server):
 
 
 async def serve(config: GatewayConfig) -> None:
-    gateway = Gateway(config.identity, config.limits)
+    gateway = Gateway(config.limits)
+    registries: asyncio.Queue[Registry] = asyncio.Queue()
     budget = Budget(config.limits.max_request_bytes, config.limits.max_bytes_in_flight)
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def obey(frames: list[zmq.Frame]) -> None:
+    def obey(link: Link, frames: list[memoryview]) -> None:
         for message in read_from_supervisor(frames):
             match message:
                 case Registry():
-                    gateway.update(message)
+                    registries.put_nowait(message)
                 case Stop() if not stop.done():
                     gateway.draining = True
                     stop.set_result(message.grace)
@@ -62,9 +62,9 @@ async def serve(config: GatewayConfig) -> None:
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     while not http.started and not serving.done():
         await asyncio.sleep(0.01)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    supervisor = Link(dealer(context, config.control, config.identity), obey)
-    supervisor.send(frames_of([Hello()]))
+    updating = asyncio.create_task(_update(gateway, registries))
+    supervisor = await connect(config.control, Link(obey))
+    supervisor.send(frames_of([Hello(config.identity), Listening()]))
     grace = await stop
     await asyncio.sleep(min(LAST_CALLS, grace))
     http.should_exit = True
@@ -73,9 +73,16 @@ async def serve(config: GatewayConfig) -> None:
         await asyncio.wait_for(asyncio.gather(serving, closing), grace + 1)
     except TimeoutError:
         log.warning("requests were still running after %.1f s; they fail now", grace)
+    updating.cancel()
     gateway.close()
     await asyncio.sleep(0.1)  # the refusals leave with these turns of the loop
     supervisor.close()
+
+
+async def _update(gateway: Gateway, registries: asyncio.Queue[Registry]) -> None:
+    """Take the supervisor's word, one after the other."""
+    while True:
+        await gateway.update(await registries.get())
 
 
 def _http(config: GatewayConfig, application: Application) -> _Server:

@@ -6,15 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
-import zmq
-
-from ds_engines.errors import DeadlineExceeded, Overloaded, ServeError, Unavailable
+from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.requests import InferReply, InferRequest, check
 from ds_serve.transport.codec import frames_of, read_from_worker
-from ds_serve.transport.link import Link, Outbox, dealer
+from ds_serve.transport.link import Link, Outbox, connect
 from ds_serve.transport.messages import Answer, Cancel, Infer, Statistics, StatisticsQuery
 
 STATISTICS_SECONDS = 2.0
@@ -39,15 +38,18 @@ class Backend(Protocol):
 class TensorBackend:
     """A link to an engine worker."""
 
-    def __init__(self, spec: ModelSpec, address: str, identity: str) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._statistics: dict[int, asyncio.Future[Statistics]] = {}
         self._loop = asyncio.get_running_loop()
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._link = Link(dealer(context, address, identity), self._receive)
+        self._link = Link(self._receive, on_lost=self._lost)
         self._outbox = Outbox(self._flush)
+
+    async def connect(self, address: str) -> None:
+        """Raises OSError where the worker is gone already."""
+        await connect(Path(address), self._link)
 
     async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
         yield await self.infer(request)
@@ -88,22 +90,29 @@ class TensorBackend:
             self._statistics.pop(key, None)
 
     def close(self, reason: ServeError) -> None:
+        self._fail(reason)
+        self._link.close()
+
+    def _fail(self, reason: ServeError) -> None:
         futures: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._statistics.values()]
         for future in futures:
             if not future.done():
                 future.set_exception(reason)
         self._waiting.clear()
-        self._link.close()
 
     def _flush(self, messages: list[object]) -> None:
         if self._link.send(frames_of(messages)):
             return
         for message in messages:
             if isinstance(message, Infer) and message.id in self._waiting:
-                refused = Overloaded(f"the worker of model {self.spec.name!r} takes no more")
-                self._waiting.pop(message.id).set_exception(refused)
+                lost = self._waiting.pop(message.id)
+                if not lost.done():
+                    lost.set_exception(_lost(self.spec))
 
-    def _receive(self, frames: list[zmq.Frame]) -> None:
+    def _lost(self, link: Link) -> None:
+        self._fail(_lost(self.spec))
+
+    def _receive(self, link: Link, frames: list[memoryview]) -> None:
         for message in read_from_worker(frames):
             if isinstance(message, Statistics):
                 asked = self._statistics.pop(message.id, None)
@@ -120,3 +129,7 @@ class TensorBackend:
             answer.set_exception(
                 DeadlineExceeded(f"model {request.model!r} gave no answer within {waited:.3f} s")
             )
+
+
+def _lost(spec: ModelSpec) -> Unavailable:
+    return Unavailable(f"model {spec.name!r} lost this request: its worker went away")

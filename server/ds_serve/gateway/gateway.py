@@ -21,8 +21,7 @@ READY = "ready"
 class Gateway:
     """Models by name. The supervisor's word (`update`) is the only way they change."""
 
-    def __init__(self, identity: str, limits: Limits) -> None:
-        self.identity = identity
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.draining = False
         self._informed = False
@@ -46,7 +45,7 @@ class Gateway:
         """All models, in the order in which the user named them."""
         return iter(self._states.values())
 
-    def update(self, registry: Registry) -> None:
+    async def update(self, registry: Registry) -> None:
         """Take over what the supervisor says; drop links to workers that are gone."""
         self._informed = True
         states = {state.name: state for state in registry.models}
@@ -57,7 +56,10 @@ class Gateway:
         self._states = states
         for state in registry.models:
             if state.state == READY and state.name not in self._backends:
-                self._backends[state.name] = self._connect(state)
+                try:
+                    self._backends[state.name] = await self._connect(state)
+                except OSError as error:
+                    log.warning("model %s: no link to its worker: %s", state.name, error)
 
     def spec(self, name: str, version: str = "") -> ModelSpec:
         """The spec of a model that is ready. Raises NotFound, Unavailable."""
@@ -70,6 +72,8 @@ class Gateway:
         """Raises NotFound for an unknown name or version."""
         state = self._states.get(name)
         if state is None:
+            if not self._informed:
+                raise Unavailable("the server is starting")
             known = ", ".join(self._states) or "none"
             raise NotFound(f"there is no model {name!r}; the models are: {known}")
         if version and state.spec is not None and version != state.spec.version:
@@ -111,12 +115,14 @@ class Gateway:
         for name in list(self._backends):
             self._drop(name, None)
 
-    def _connect(self, state: ModelState) -> Backend:
+    async def _connect(self, state: ModelState) -> Backend:
         if state.spec is None:
             raise _unavailable(state)
         if state.spec.task == "text":
             return TextBackend(state.spec, state.address)
-        return TensorBackend(state.spec, state.address, self.identity)
+        backend = TensorBackend(state.spec)
+        await backend.connect(state.address)
+        return backend
 
     def _drop(self, name: str, new: ModelState | None) -> None:
         backend = self._backends.pop(name, None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-
-import zmq
+from pathlib import Path
 
 from ds_serve.transport.codec import frames_of, read_to_supervisor
-from ds_serve.transport.link import Link, router
-from ds_serve.transport.messages import FromSupervisor, ToSupervisor
+from ds_serve.transport.link import Link, listen
+from ds_serve.transport.messages import FromSupervisor, Hello, ToSupervisor
 
 Listener = Callable[[ToSupervisor], None]
 
@@ -16,11 +16,14 @@ Listener = Callable[[ToSupervisor], None]
 class Control:
     """Delivers each child's messages to whoever listens for that child."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._listeners: dict[str, Listener] = {}
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._link = Link(router(context, address), self._receive)
+        self._links: dict[str, Link] = {}
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        self._server = await listen(self.path, lambda: Link(self._receive, on_lost=self._forget))
 
     def listen(self, identity: str, listener: Listener) -> None:
         self._listeners[identity] = listener
@@ -30,13 +33,25 @@ class Control:
 
     def send(self, identity: str, message: FromSupervisor) -> bool:
         """False where that child is not connected."""
-        return self._link.send([identity.encode(), *frames_of([message])])
+        link = self._links.get(identity)
+        return link is not None and link.send(frames_of([message]))
 
     def close(self) -> None:
-        self._link.close()
+        if self._server is not None:
+            self._server.close()
+        for link in list(self._links.values()):
+            link.close()
 
-    def _receive(self, frames: list[zmq.Frame]) -> None:
-        listener = self._listeners.get(frames[0].bytes.decode())
-        if listener is not None:
-            for message in read_to_supervisor(frames[1:]):
+    def _receive(self, link: Link, frames: list[memoryview]) -> None:
+        for message in read_to_supervisor(frames):
+            if isinstance(message, Hello):
+                link.name = message.identity
+                self._links[link.name] = link
+                continue
+            listener = self._listeners.get(link.name)
+            if listener is not None:
                 listener(message)
+
+    def _forget(self, link: Link) -> None:
+        if self._links.get(link.name) is link:
+            del self._links[link.name]

@@ -15,7 +15,7 @@ from ds_serve.gateway.config import GatewayConfig
 from ds_serve.supervisor.backoff import Backoff
 from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.process import KILL_AFTER, Process
-from ds_serve.transport.messages import Hello, Registry, Stop, ToSupervisor
+from ds_serve.transport.messages import Listening, Registry, Stop, ToSupervisor
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class GatewayKeeper:
         )
 
     def _hear(self, message: ToSupervisor) -> None:
-        if isinstance(message, Hello):
+        if isinstance(message, Listening):
             self._since = time.monotonic()
             self._control.send(self._identity, self._registry())
             self.up.set()

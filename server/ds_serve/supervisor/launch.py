@@ -47,8 +47,8 @@ def worker_config(
     threads: int,
     *,
     identity: str,
-    address: str,
-    control: str,
+    socket: Path,
+    control: Path,
 ) -> WorkerConfig:
     policy = BatchPolicy(
         max_batch_size=settings.max_batch_size,
@@ -69,7 +69,7 @@ def worker_config(
             batch=policy,
         ),
         options=EngineOptions(threads=threads),
-        address=address,
+        socket=socket,
         config_file=source.config,
     )
 
@@ -108,7 +108,7 @@ def text_command(settings: Settings, source: ModelSource, threads: int, socket: 
 
 
 def gateway_config(
-    settings: Settings, *, identity: str, control: str, http_port: int, grpc_port: int
+    settings: Settings, *, identity: str, control: Path, http_port: int, grpc_port: int
 ) -> GatewayConfig:
     return GatewayConfig(
         identity=identity,

@@ -58,7 +58,8 @@ class Supervisor:
         self._ending = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
-        control = Control(f"ipc://{self._folder}/control.sock")
+        control = Control(self._folder / "control.sock")
+        await control.open()
         self._make(control)
         tasks = [asyncio.create_task(keeper.run()) for keeper in self._gateways + self._workers]
         for task in tasks:
@@ -87,7 +88,7 @@ class Supervisor:
             folder = self._folder / str(index)
             folder.mkdir()
             self._workers.append(self._worker(control, source, threads, folder))
-        configure = partial(self._gateway_config, control=control.address)
+        configure = partial(self._gateway_config, control=control.path)
         self._gateways = [
             GatewayKeeper(index, configure, control, self._folder, self._registry)
             for index in range(self.settings.gateways)
@@ -102,19 +103,19 @@ class Supervisor:
             spec = launch.text_spec(source)
             return TextWorkerKeeper(spec, command, folder, hang, self._changed)
 
-        def configure(identity: str, address: str) -> WorkerConfig:
+        def configure(identity: str, socket: Path) -> WorkerConfig:
             return launch.worker_config(
                 self.settings,
                 source,
                 threads,
                 identity=identity,
-                address=address,
-                control=control.address,
+                socket=socket,
+                control=control.path,
             )
 
         return TensorWorkerKeeper(source.name, configure, control, folder, hang, self._changed)
 
-    def _gateway_config(self, identity: str, *, control: str) -> GatewayConfig:
+    def _gateway_config(self, identity: str, *, control: Path) -> GatewayConfig:
         return launch.gateway_config(
             self.settings,
             identity=identity,

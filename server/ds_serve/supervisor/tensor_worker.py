@@ -17,8 +17,8 @@ from ds_serve.worker.config import WorkerConfig
 
 CHECK_SECONDS = 0.5
 
-Configure = Callable[[str, str], WorkerConfig]
-"""From the worker's name on the control link, and its address, to its config."""
+Configure = Callable[[str, Path], WorkerConfig]
+"""From the worker's name on the control link, and its socket, to its config."""
 
 
 class TensorWorkerKeeper(WorkerKeeper):
@@ -46,7 +46,7 @@ class TensorWorkerKeeper(WorkerKeeper):
         self._control.ignore(self._identity)
         self._identity = f"{self.name}#{incarnation}"
         self._control.listen(self._identity, self._hear)
-        config = self._configure(self._identity, f"ipc://{self._folder}/{incarnation}.sock")
+        config = self._configure(self._identity, self._folder / f"{incarnation}.sock")
         file = self._folder / f"{incarnation}.json"
         child.write(config, file)
         return await Process.start(

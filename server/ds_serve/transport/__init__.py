@@ -1,1 +1,1 @@
-"""How processes talk: ZeroMQ links over ipc:// and the messages that travel on them."""
+"""How processes talk: links over Unix sockets, and the messages that travel on them."""

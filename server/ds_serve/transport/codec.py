@@ -1,4 +1,4 @@
-"""Messages to frames and back. Large tensors travel as frames of their own, never copied."""
+"""Messages to frames and back. Large tensors travel as frames of their own, not joined first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import zmq
 
 from ds_serve.transport.link import Frame
 from ds_serve.transport.messages import (
@@ -21,7 +20,7 @@ from ds_serve.transport.messages import (
 )
 
 Message = TypeVar("Message")
-Reader = Callable[[Sequence[zmq.Frame]], list[Message]]
+Reader = Callable[[Sequence[memoryview]], list[Message]]
 
 INLINE_BELOW = 16 * 1024
 """Bytes. Smaller tensors travel inside the message's first frame."""
@@ -43,7 +42,7 @@ _encode = msgspec.msgpack.Encoder(enc_hook=_encode_hook).encode
 
 
 def frames_of(messages: Sequence[object]) -> list[Frame]:
-    """One ZeroMQ message that holds them all; tensors' memory is referred to, not copied."""
+    """The frames of one message that holds them all; tensors' memory is referred to, not copied."""
     frames: list[Frame] = [b""]
     for message in messages:
         for tensor in _tensors(message):
@@ -55,17 +54,17 @@ def frames_of(messages: Sequence[object]) -> list[Frame]:
     return frames
 
 
-def _reader(kind: Any) -> Callable[[Sequence[zmq.Frame]], list[Any]]:
+def _reader(kind: Any) -> Callable[[Sequence[memoryview]], list[Any]]:
     """A function from frames to the messages in them, each one of the union `kind`."""
     decode = msgspec.msgpack.Decoder(list[kind], dec_hook=_decode_hook).decode
 
-    def read(frames: Sequence[zmq.Frame]) -> list[Any]:
-        messages: list[Any] = decode(frames[0].buffer)
+    def read(frames: Sequence[memoryview]) -> list[Any]:
+        messages: list[Any] = decode(frames[0])
         if len(frames) > 1:
             for message in messages:
                 for tensor in _tensors(message):
                     if isinstance(tensor.data, int):
-                        tensor.data = frames[tensor.data].buffer
+                        tensor.data = frames[tensor.data]
         return messages
 
     return read

@@ -1,91 +1,175 @@
-"""A ZeroMQ socket on an asyncio loop, without a future per message.
+"""Messages of several frames over a Unix stream socket, on the loop that the process has anyway.
 
-ZeroMQ's file descriptor is edge-triggered: it signals that *something* changed, once. So after
-every wake-up, and after every send (which may swallow the signal), the socket is read until it
-is empty.
+On the wire a message is its length, the number of its frames, their lengths, and the frames, each
+padded so that it begins at a multiple of 8 bytes: numpy can then read it where it lies. A large
+message is received straight into the memory that it will keep.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Sequence
-
-import zmq
+from pathlib import Path
+from typing import cast
 
 Frame = bytes | bytearray | memoryview
-OnFrames = Callable[[list[zmq.Frame]], None]
 
-COPY_BELOW = 64 * 1024
-"""Bytes. Larger frames are handed to ZeroMQ without a copy; below, the copy is cheaper."""
+ALIGNMENT = 8
+LARGE = 64 * 1024
+"""Bytes. A larger message gets memory of its own; others are copied out of a shared buffer."""
 
-READ_AT_MOST = 64
-"""Messages read in one go before other callbacks of the loop get their turn."""
+BUFFER = 4 * LARGE
+JOIN_BELOW = 16 * 1024
+"""Bytes. Frames below it are joined with their neighbours rather than written one by one."""
+
+_U32 = struct.Struct("<I")
 
 
-class Link:
-    """One socket. `on_frames` is called with each message's frames, in the loop's thread.
+class Link(asyncio.BufferedProtocol):
+    """One end of a connection.
 
-    `on_drained` is called once after each burst of messages: work that is cheaper for many
-    messages than for one belongs there.
+    `on_frames` is called with each message's frames, in the loop's thread; `on_drained` once
+    after each burst of messages, for work that is cheaper for many than for one; `on_lost` when
+    the other end is gone, but not when this end closed.
     """
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
-        on_frames: OnFrames,
+        on_frames: Callable[[Link, list[memoryview]], None],
         on_drained: Callable[[], None] | None = None,
+        on_lost: Callable[[Link], None] | None = None,
     ) -> None:
-        self._socket = socket
+        self.name = ""
         self._on_frames = on_frames
         self._on_drained = on_drained
-        self._loop = asyncio.get_running_loop()
-        self._fd = int(socket.get(zmq.FD))
-        self._again: asyncio.Handle | None = None
-        self._loop.add_reader(self._fd, self._read)
-        self._read_soon()
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(BUFFER)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._large: memoryview | None = None
+        self._large_filled = 0
 
     def send(self, frames: Sequence[Frame]) -> bool:
-        """Hand a message to ZeroMQ; False where the peer is gone or its buffer is full."""
-        last = len(frames) - 1
-        try:
-            for index, frame in enumerate(frames):
-                flags = zmq.NOBLOCK | (zmq.SNDMORE if index < last else 0)
-                self._socket.send(frame, flags, copy=len(frame) < COPY_BELOW)
-        except zmq.ZMQError:
+        """Write a message; False where the other end is gone. Frames must not change any more."""
+        if self._transport is None or self._transport.is_closing():
             return False
-        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-            self._read_soon()
+        self._transport.writelines(_wire(frames))
         return True
 
     def close(self) -> None:
-        """Stop reading and drop what was not sent."""
-        if self._socket.closed:
-            return
-        if self._again is not None:
-            self._again.cancel()
-        self._loop.remove_reader(self._fd)
-        self._socket.close(linger=0)
+        """Send what is written, then close."""
+        self._on_lost = None
+        if self._transport is not None:
+            self._transport.close()
 
-    def _read_soon(self) -> None:
-        if self._again is None:
-            self._again = self._loop.call_soon(self._read)
+    # What follows is called by the loop.
 
-    def _read(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        for _ in range(READ_AT_MOST):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.ZMQError:
-                break
-            self._on_frames(frames)
-            if self._socket.closed:
-                return
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._on_lost is not None:
+            self._on_lost(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._large is not None:
+            return self._large[self._large_filled :]
+        return self._view[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._large is None:
+            self._filled += nbytes
+            delivered = self._take_messages()
         else:
-            self._read_soon()
-        if self._on_drained is not None:
+            self._large_filled += nbytes
+            delivered = self._large_filled == len(self._large)
+            if delivered:
+                body, self._large = self._large, None
+                self._on_frames(self, _frames(body))
+        if delivered and self._on_drained is not None:
             self._on_drained()
+
+    def _take_messages(self) -> bool:
+        """Deliver the whole messages in the buffer, and keep the rest of the last one."""
+        start, delivered = 0, False
+        while self._filled - start >= _U32.size:
+            (length,) = _U32.unpack_from(self._buffer, start)
+            body, stop = start + _U32.size, start + _U32.size + length
+            if stop > self._filled:
+                if length > LARGE:
+                    self._begin_large(length, body)
+                    return delivered
+                break
+            delivered = True
+            self._on_frames(self, _frames(memoryview(bytes(self._view[body:stop]))))
+            start = stop
+        rest = self._filled - start
+        if start:
+            self._view[:rest] = bytes(self._view[start : self._filled])
+        self._filled = rest
+        return delivered
+
+    def _begin_large(self, length: int, body: int) -> None:
+        here = self._filled - body
+        self._large = memoryview(bytearray(length))
+        self._large[:here] = self._view[body : self._filled]
+        self._large_filled, self._filled = here, 0
+
+
+def _wire(frames: Sequence[Frame]) -> list[Frame]:
+    """The pieces to write: small neighbours joined, large frames as they are."""
+    lengths = [len(frame) for frame in frames]
+    table = struct.pack(f"<{1 + len(lengths)}I", len(lengths), *lengths)
+    pieces: list[Frame] = []
+    small: list[Frame] = [b"", table, _padding(len(table))]
+    total = len(table) + len(small[2])
+    for frame, length in zip(frames, lengths, strict=True):
+        if length >= JOIN_BELOW:
+            pieces += [b"".join(small), frame]
+            small = []
+        else:
+            small.append(frame)
+        padding = _padding(length)
+        small.append(padding)
+        total += length + len(padding)
+    pieces.append(b"".join(small))
+    pieces[0] = _U32.pack(total) + pieces[0]
+    return pieces
+
+
+def _padding(length: int) -> bytes:
+    return bytes(-length % ALIGNMENT)
+
+
+def _frames(body: memoryview) -> list[memoryview]:
+    (count,) = _U32.unpack_from(body)
+    lengths = struct.unpack_from(f"<{count}I", body, _U32.size)
+    start = _aligned(_U32.size * (1 + count))
+    frames = []
+    for length in lengths:
+        frames.append(body[start : start + length])
+        start = _aligned(start + length)
+    return frames
+
+
+def _aligned(position: int) -> int:
+    return position + -position % ALIGNMENT
+
+
+async def connect(path: Path, link: Link) -> Link:
+    """Connect `link` to the listener at `path`. Raises OSError where nobody listens."""
+    loop = asyncio.get_running_loop()
+    await loop.create_unix_connection(lambda: link, str(path))
+    return link
+
+
+async def listen(path: Path, make: Callable[[], Link]) -> asyncio.Server:
+    """Accept connections at `path`, which must not exist; `make` gives each one its link."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(make, str(path), backlog=1024)
 
 
 class Outbox:
@@ -104,27 +188,3 @@ class Outbox:
     def _hand_over(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._flush(waiting)
-
-
-def router(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """A bound socket that knows its peers by name and reports sends to unknown ones."""
-    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    socket.set(zmq.SNDHWM, 0)
-    socket.set(zmq.RCVHWM, 0)
-    socket.set(zmq.ROUTER_MANDATORY, 1)
-    socket.set(zmq.ROUTER_HANDOVER, 1)
-    socket.bind(address)
-    return socket
-
-
-def dealer(
-    context: zmq.Context[zmq.Socket[bytes]], address: str, identity: str
-) -> zmq.Socket[bytes]:
-    """A socket connected to a router, known there as `identity`."""
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    socket.set(zmq.SNDHWM, 0)
-    socket.set(zmq.RCVHWM, 0)
-    socket.set(zmq.IDENTITY, identity.encode())
-    socket.set(zmq.LINGER, 0)
-    socket.connect(address)
-    return socket

@@ -108,7 +108,13 @@ class Statistics(msgspec.Struct, array_like=True, tag=1):
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0):
-    """A child has started and listens."""
+    """The first message of a child: which one it is."""
+
+    identity: str
+
+
+class Listening(msgspec.Struct, array_like=True, tag=3):
+    """A gateway's ports are open."""
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=1):
@@ -124,7 +130,7 @@ class Beat(msgspec.Struct, array_like=True, tag=2):
     busy: float
 
 
-class Stop(msgspec.Struct, array_like=True, tag=3):
+class Stop(msgspec.Struct, array_like=True, tag=4):
     """Supervisor to child: finish what you have within `grace` seconds, then exit."""
 
     grace: float
@@ -141,7 +147,7 @@ class ModelState(msgspec.Struct, array_like=True):
     spec: ModelSpec | None = None
 
 
-class Registry(msgspec.Struct, array_like=True, tag=4):
+class Registry(msgspec.Struct, array_like=True, tag=5):
     """Supervisor to gateway: the models as they are now."""
 
     models: list[ModelState]
@@ -149,5 +155,5 @@ class Registry(msgspec.Struct, array_like=True, tag=4):
 
 ToWorker = Infer | Cancel | StatisticsQuery
 FromWorker = Answer | Statistics
-ToSupervisor = Hello | Loaded | Beat
+ToSupervisor = Hello | Listening | Loaded | Beat
 FromSupervisor = Stop | Registry

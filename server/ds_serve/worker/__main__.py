@@ -38,7 +38,7 @@ def _shapes(engine: BatchEngine) -> str:
 
 
 async def serve(config: WorkerConfig, engine: BatchEngine) -> None:
-    await Worker(engine, config.address, config.control, config.identity).run()
+    await Worker(engine, config.identity).run(config.socket, config.control)
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ from ds_serve.child import ChildConfig
 
 
 class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
-    """`address` is where the gateways will connect, `control` where the supervisor listens."""
+    """`socket` is where the gateways will connect."""
 
     spec: ModelSpec
     options: EngineOptions
-    address: str
+    socket: Path
     config_file: Path | None = None

@@ -14,6 +14,7 @@ from ds_engines.base import Array, BatchEngine, Tensors
 from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.spec import ModelSpec
 from ds_serve.scheduler.queue import Entry
+from ds_serve.transport.link import Link
 from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 class Job:
     """A request inside the worker. Times are in seconds of the monotonic clock."""
 
-    gateway: bytes
+    gateway: Link
     request: Infer
     inputs: Tensors
     answer: Answer | None = None

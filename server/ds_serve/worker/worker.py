@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-
-import zmq
+from pathlib import Path
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_serve.scheduler.batcher import Batcher
 from ds_serve.scheduler.queue import Entry, Queue
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
-from ds_serve.transport.link import Link, dealer, router
+from ds_serve.transport.link import Link, connect, listen
 from ds_serve.transport.messages import (
     Answer,
     Beat,
     Cancel,
     Fault,
+    Hello,
     Infer,
     Loaded,
     StatisticsQuery,
@@ -33,23 +33,22 @@ BEAT_SECONDS = 0.5
 class Worker:
     """Serves one loaded engine until the supervisor says stop."""
 
-    def __init__(self, engine: BatchEngine, address: str, control: str, identity: str) -> None:
-        self._engine = engine
+    def __init__(self, engine: BatchEngine, identity: str) -> None:
         self._spec = engine.spec
-        self._address = address
+        self._identity = identity
         self._queue = Queue(self._spec.batch)
         self._accounts = Accounts(self._spec)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._gateways = Link(router(context, address), self._receive, self._pump)
-        self._supervisor = Link(dealer(context, control, identity), self._obey)
+        self._supervisor = Link(self._obey)
         self._batcher = Batcher(
             self._queue, self._spec.slots, BatchRunner(engine).run, self._answer, self._late
         )
         self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Announce the model, serve, and return when what was queued at the stop is done."""
-        self._supervisor.send(frames_of([Loaded(self._spec, self._address)]))
+    async def run(self, socket: Path, control: Path) -> None:
+        """Serve at `socket`, and return when what was queued at the stop is done."""
+        gateways = await listen(socket, lambda: Link(self._receive, self._pump))
+        await connect(control, self._supervisor)
+        self._supervisor.send(frames_of([Hello(self._identity), Loaded(self._spec, str(socket))]))
         beating = asyncio.create_task(self._beat())
         grace = await self._stopped
         try:
@@ -59,13 +58,12 @@ class Worker:
         await asyncio.sleep(0)  # the last answers leave with this turn of the loop
         beating.cancel()
         self._batcher.close()
-        self._gateways.close()
+        gateways.close()
         self._supervisor.close()
 
-    def _receive(self, frames: list[zmq.Frame]) -> None:
-        gateway = frames[0].bytes
+    def _receive(self, gateway: Link, frames: list[memoryview]) -> None:
         refused: list[object] = []
-        for message in read_to_worker(frames[1:]):
+        for message in read_to_worker(frames):
             match message:
                 case Infer():
                     self._admit(gateway, message, refused)
@@ -75,9 +73,9 @@ class Worker:
                     self._accounts.statistics.id = message.id
                     refused.append(self._accounts.statistics)
         if refused:
-            self._gateways.send([gateway, *frames_of(refused)])
+            gateway.send(frames_of(refused))
 
-    def _admit(self, gateway: bytes, request: Infer, refused: list[object]) -> None:
+    def _admit(self, gateway: Link, request: Infer, refused: list[object]) -> None:
         try:
             job = Job(gateway, request, arrays_of(request))
             self._queue.push(
@@ -94,7 +92,7 @@ class Worker:
             self._accounts.failed(error.kind, time.monotonic() - request.arrived)
             refused.append(Answer(request.id, fault=Fault.of(error)))
 
-    def _cancel(self, gateway: bytes, message: Cancel) -> None:
+    def _cancel(self, gateway: Link, message: Cancel) -> None:
         entry = self._queue.cancel((gateway, message.id))
         if entry is not None:
             self._accounts.failed("Cancelled", time.monotonic() - entry.arrived)
@@ -130,13 +128,13 @@ class Worker:
 
     def _send(self, jobs: list[Job]) -> None:
         """One message to each gateway, however many answers it gets."""
-        answers: dict[bytes, list[object]] = defaultdict(list)
+        answers: dict[Link, list[object]] = defaultdict(list)
         for job in jobs:
             answers[job.gateway].append(job.answer)
         for gateway, batch in answers.items():
-            self._gateways.send([gateway, *frames_of(batch)])
+            gateway.send(frames_of(batch))
 
-    def _obey(self, frames: list[zmq.Frame]) -> None:
+    def _obey(self, link: Link, frames: list[memoryview]) -> None:
         for message in read_from_supervisor(frames):
             if isinstance(message, Stop) and not self._stopped.done():
                 self._stopped.set_result(message.grace)
