@@ -6,6 +6,7 @@ typed key-value pairs, all little-endian.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -20,6 +21,8 @@ VERSIONS = (2, 3)
 MAX_PAIRS = 1 << 16
 MAX_STRING = 1 << 26
 MAX_ARRAY = 1 << 26
+MAX_TENSORS = 1 << 20
+ALIGNMENT = 32
 
 # Value types 0 to 7 and 10 to 12 are fixed-size numbers.
 _NUMBERS = {
@@ -57,6 +60,23 @@ _FILE_TYPES = {
     17: "Q5_K_M",
     18: "Q6_K",
     32: "BF16",
+}
+
+# ggml's tensor types: elements in a block and the block's bytes. Types not here go unchecked.
+_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    30: (1, 2),
 }
 
 
@@ -173,13 +193,36 @@ def _read_pairs(path: Path, reader: _Reader) -> dict[str, Any]:
     version = reader.number(_NUMBERS[4])
     if version not in VERSIONS:
         raise LoadError(f"{path} is GGUF version {version}; versions 2 and 3 are supported")
-    reader.number(_COUNT)  # the tensor count, which says nothing about the metadata
+    tensors = reader.count(MAX_TENSORS, "count of tensors")
     size = reader.count(MAX_PAIRS, "count of metadata pairs")
     pairs = {}
     for _ in range(size):
         key = reader.string()
         pairs[key] = reader.value(int(reader.number(_NUMBERS[4])))
+    _check_tensors(reader, tensors, _integer(pairs, "general.alignment") or ALIGNMENT)
     return pairs
+
+
+def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
+    """Raise ValueError where a tensor lies beyond the file: libraries crash on such a file."""
+    ends = [_tensor_end(reader) for _ in range(count)]
+    start = -(-reader.at // alignment) * alignment
+    needed = start + max(ends, default=0)
+    if needed > len(reader.data):
+        raise ValueError(f"it has {len(reader.data)} bytes, and its tensors need {needed}")
+
+
+def _tensor_end(reader: _Reader) -> int:
+    """Where a tensor's data ends, counted from where all data begins."""
+    reader.string()
+    dimensions = int(reader.number(_NUMBERS[4]))
+    if dimensions > 8:
+        raise ValueError(f"it has a tensor of {dimensions} dimensions at byte {reader.at}")
+    elements = math.prod(int(reader.number(_COUNT)) for _ in range(dimensions))
+    kind = int(reader.number(_NUMBERS[4]))
+    offset = int(reader.number(_COUNT))
+    per_block, size = _BLOCKS.get(kind, (1, 0))
+    return offset + elements // per_block * size
 
 
 def _info(path: Path, pairs: dict[str, Any]) -> GgufInfo:

@@ -136,7 +136,8 @@ class TextEngine:
                 f"not fit the context of {self.max_seq_len} tokens"
             )
         if sampling.schema is not None:
-            self._schemas().check(sampling.schema)
+            schema = self._schemas().check(sampling.schema)
+            sampling = msgspec.structs.replace(sampling, schema=schema)
         self._waiting.append(_Sequence(number, prompt, sampling))
 
     def cancel(self, number: int) -> None:
@@ -280,6 +281,12 @@ def check_artifact(path: Path) -> GgufInfo:
             f"{path} has a tokenizer of kind {info.tokenizer!r}; the CPU engine reads "
             f"{', '.join(TOKENIZERS)} (byte-level BPE)"
         )
+    if not (info.layers and info.heads_kv and info.head_size):
+        raise LoadError(f"{path} does not say how many layers and attention heads it has")
+    if not info.vocabulary or len(info.vocabulary) != len(info.token_types):
+        raise LoadError(
+            f"{path} has {len(info.vocabulary)} tokens and {len(info.token_types)} token types"
+        )
     return info
 
 
@@ -345,7 +352,7 @@ def _pipeline(config: TextConfig, blocks: int) -> Any:
         properties["sampler_num_threads"] = config.threads
     try:
         return genai.ContinuousBatchingPipeline(str(config.artifact), scheduler, "CPU", properties)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the library's C++ errors arrive as many kinds
         raise LoadError(f"OpenVINO cannot load {config.artifact}: {reason(error)}") from error
 
 

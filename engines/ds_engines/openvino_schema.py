@@ -8,6 +8,7 @@ its cache) but has a model of one layer and no weights: 0.1 s to build, millisec
 
 from __future__ import annotations
 
+import re
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ _IGNORED = frozenset(
     | {"contains", "minContains", "maxContains", "multipleOf"}
     | {"unevaluatedProperties", "unevaluatedItems"}
 )
+# The compiler writes U+007F to U+00FF as \\xHH and reads on while hexadecimal digits follow.
+_MISREAD = re.compile("[\x7f-\xff][0-9a-fA-F]")
+_MISREAD_CLASS = re.compile(r"\[[^\]]*[\x7f-\xff][0-9a-fA-F]")
+_ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
 _REPEATS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -52,9 +57,16 @@ class SchemaChecker:
             )
         self._numbers = 0
 
-    def check(self, schema: str) -> None:
-        """Raise InvalidRequest where the schema cannot be enforced, saying what is wrong."""
-        check_schema(schema)
+    def check(self, schema: str) -> str:
+        """The schema as the library must be given it.
+
+        Raises InvalidRequest where it cannot be enforced, saying what is wrong.
+        """
+        schema = prepare_schema(schema)
+        self._try(schema)
+        return schema
+
+    def _try(self, schema: str) -> None:
         self._numbers += 1
         handle = self._add(schema)
         try:
@@ -85,18 +97,22 @@ def reason(error: Exception) -> str:
     return last.rpartition(" is false: ")[2]
 
 
-def check_schema(schema: str) -> None:
-    """Raise InvalidRequest for a schema too large, or with a keyword that is not enforced."""
+def prepare_schema(schema: str) -> str:
+    """The schema with its constants spelled so that the library reads them right.
+
+    Raises InvalidRequest for a schema too large, or with something that is not enforced.
+    """
     if len(schema) > MAX_BYTES:
         raise InvalidRequest(f"the JSON schema has {len(schema)} characters, over {MAX_BYTES}")
     try:
         tree = msgspec.json.decode(schema)
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is not JSON: {error}") from error
-    _check_node(tree, 0)
+    _prepare(tree, 0)
+    return msgspec.json.encode(tree).decode()
 
 
-def _check_node(node: Any, depth: int) -> None:
+def _prepare(node: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise InvalidRequest(f"the JSON schema is nested deeper than {MAX_DEPTH} levels")
     if isinstance(node, bool):
@@ -109,8 +125,54 @@ def _check_node(node: Any, depth: int) -> None:
     if isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1:
         raise InvalidRequest("the JSON schema uses 'allOf' with several schemas: not enforced")
     _check_repeats(node)
+    _check_spelling(node)
     for child in _children(node):
-        _check_node(child, depth + 1)
+        _prepare(child, depth + 1)
+    _respell(node)
+
+
+def _check_spelling(node: dict[str, Any]) -> None:
+    properties = node.get("properties")
+    for name in properties if isinstance(properties, dict) else ():
+        if _MISREAD.search(name):
+            raise InvalidRequest(f"the JSON schema's property name {name!r} cannot be enforced")
+    pattern = node.get("pattern")
+    if isinstance(pattern, str) and _MISREAD_CLASS.search(pattern):
+        raise InvalidRequest(
+            f"the JSON schema's pattern {pattern!r:.80} cannot be enforced: in brackets, put "
+            "letters a to f and digits before accented ones"
+        )
+
+
+def _respell(node: dict[str, Any]) -> None:
+    """Turn constants that the library would misread into patterns, which it reads right."""
+    values = [node["const"]] if "const" in node else node.get("enum")
+    if not isinstance(values, list):
+        return
+    texts = [value for value in values if _misread(value)]
+    if not texts:
+        return
+    others = [value for value in values if not _misread(value)]
+    node.clear()
+    node["anyOf"] = [{"type": "string", "pattern": _pattern(text)} for text in texts]
+    if others:
+        node["anyOf"].append({"enum": others})
+
+
+def _misread(value: Any) -> bool:
+    """Whether the library would get a constant wrong; refuses one that has no other spelling."""
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if not _MISREAD.search(text):
+        return False
+    if not isinstance(value, str) or _ESCAPED.search(text):
+        raise InvalidRequest(f"the JSON schema's constant {value!r:.80} cannot be enforced")
+    return True
+
+
+def _pattern(text: str) -> str:
+    """A regular expression for exactly this text, its misread characters in brackets."""
+    parts = [f"[{c}]" if ord(c) > 0x7E else re.escape(c) for c in text]
+    return f"^{''.join(parts)}$"
 
 
 def _check_repeats(node: dict[str, Any]) -> None:
@@ -145,7 +207,7 @@ def write_empty_model(path: Path, vocabulary: int, width: int = 64) -> None:
     at = 0
     for name, shape in tensors.items():
         head += _tensor(name, shape, at)
-        at += _aligned(4 * int(np.prod(shape)))
+        at += _aligned(int(np.prod(shape)) * (4 if len(shape) == 1 else 2))
     with path.open("wb") as file:
         file.write(head)
         file.truncate(_aligned(len(head)) + at)
