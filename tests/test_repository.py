@@ -84,6 +84,12 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+def test_the_index_of_the_docs_names_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert pages - linked == set()
+
+
 def test_the_readme_lists_the_flags_that_there_are() -> None:
     table = (ROOT / "README.md").read_text().partition("\n## Flags\n")[2].partition("\n## ")[0]
     first_column = re.findall(r"^\| (`--[^|]*)\|", table, re.MULTILINE)
