@@ -31,6 +31,8 @@ def main() -> int:
     given = _arguments()
     console = Console()
     try:
+        if report.busy() and not (given.anyway or given.no_write):
+            raise BenchmarkError("other programs are at work here; --anyway measures all the same")
         tool = find()
         about = report.machine({"perf_analyzer": tool.version})
         lines = _measured(tool, given)
@@ -54,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="interleaved; default: 3")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each; default: 6")
     parser.add_argument("--no-write", action="store_true", help=f"leave {PAGE.name} alone")
+    parser.add_argument("--anyway", action="store_true", help="even if the machine is busy")
     parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="options for ds-serve")
     return parser.parse_args()
 

@@ -63,7 +63,7 @@ def markdown(lines: Sequence[Line], about: str) -> str:
 
 def machine(tools: dict[str, str]) -> str:
     """One paragraph: processor, memory, versions, date, and how busy the machine was before."""
-    names = ("onnxruntime", "grpcio", "uvicorn", "pyzmq", "numpy")
+    names = ("onnxruntime", "grpcio", "uvicorn", "numpy")
     versions = [f"{name} {version(name)}" for name in names]
     versions += [f"{name} {number}" for name, number in tools.items()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -71,9 +71,15 @@ def machine(tools: dict[str, str]) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {_processor()}, "
         f"{len(os.sched_getaffinity(0))} cores for server, engine and load generator together, "
         f"{memory:.0f} GiB, {platform.system()} {platform.release()}, "
+        f"{'busy with other work, ' if busy() else ''}"
         f"load average {os.getloadavg()[0]:.1f} before the start; "
         f"Python {platform.python_version()}, {', '.join(versions)}."
     )
+
+
+def busy() -> bool:
+    """Whether other programs keep the machine at work, so that figures mean little."""
+    return os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2
 
 
 def write(path: Path, name: str, text: str) -> None:
