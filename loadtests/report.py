@@ -70,7 +70,7 @@ def machine(tools: dict[str, str]) -> str:
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {_processor()}, "
         f"{len(os.sched_getaffinity(0))} cores for server, engine and load generator together, "
-        f"{memory:.0f} GiB, {platform.system()} {platform.release()}, "
+        f"{memory:.0f} GiB, {platform.system()} {platform.release().partition('-')[0]}, "
         f"{'busy with other work, ' if busy() else ''}"
         f"load average {os.getloadavg()[0]:.1f} before the start; "
         f"Python {platform.python_version()}, {', '.join(versions)}."
