@@ -19,12 +19,14 @@ CHAT = """\
 Try it:
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    -d '{{"model": "{model}", "temperature": 0, "max_tokens": 50, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="none")
   question = [{{"role": "user", "content": "What is the capital of France?"}}]
-  answer = client.chat.completions.create(model="{model}", messages=question)
+  answer = client.chat.completions.create(
+      model="{model}", messages=question, temperature=0, max_tokens=50
+  )
   print(answer.choices[0].message.content)
 """
 

@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_delay_us: int = 0
     max_queue_size: int = 1024
     request_timeout: float = 60.0
+    text_timeout: float = 600.0
     drain_timeout: float = 30.0
     hang_timeout: float = 30.0
     max_request_bytes: int = Limits().max_request_bytes
@@ -36,7 +37,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.request_timeout, self.max_request_bytes, self.max_bytes_in_flight)
+        return Limits(
+            request_timeout=self.request_timeout,
+            text_timeout=self.text_timeout,
+            max_request_bytes=self.max_request_bytes,
+            max_bytes_in_flight=self.max_bytes_in_flight,
+        )
 
     def check(self) -> None:
         """Raises ConfigError naming the flag whose value cannot be."""
@@ -48,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("batch_delay_us", "max_seq_len", "drain_timeout"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("request_timeout", "hang_timeout"):
+        for name in ("request_timeout", "text_timeout", "hang_timeout"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
         self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))

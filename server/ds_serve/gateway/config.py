@@ -11,6 +11,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds that the front-ends keep. Sizes are in bytes, times in seconds."""
 
     request_timeout: float = 60.0
+    text_timeout: float = 600.0
     max_request_bytes: int = 256 * 1024 * 1024
     max_bytes_in_flight: int = 1024 * 1024 * 1024
 

@@ -90,6 +90,12 @@ class Gateway:
             raise _unavailable(state)
         return backend
 
+    def seconds(self, name: str) -> float:
+        """How long a request to that model may take at most."""
+        state = self._states.get(name)
+        is_text = state is not None and state.spec is not None and state.spec.task == "text"
+        return self.limits.text_timeout if is_text else self.limits.request_timeout
+
     def text(self, name: str) -> TextBackend:
         """The OpenAI server behind a text model. Raises NotFound, also for a tensor model."""
         backend = self.backend(name)

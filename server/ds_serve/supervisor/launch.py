@@ -95,7 +95,7 @@ def text_command(settings: Settings, source: ModelSource, threads: int, socket: 
         "--model", source.name,
         "--artifact", str(source.artifact),
         "--threads", str(threads),
-        "--request-timeout", str(settings.request_timeout),
+        "--request-timeout", str(settings.text_timeout),
         "--drain-timeout", str(settings.drain_timeout),
         "--log-format", settings.log_format,
         "--parent-pid", str(os.getpid()),

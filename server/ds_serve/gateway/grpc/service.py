@@ -87,7 +87,7 @@ class InferenceService:
         size = request.ByteSize()
         self._budget.take(size)
         try:
-            typed = codec.decode(request, self._seconds(timeout))
+            typed = codec.decode(request, self._seconds(request.model_name, timeout))
             return codec.encode(await self._gateway.infer(typed))
         finally:
             self._budget.give(size)
@@ -132,7 +132,7 @@ class InferenceService:
         try:
             self._budget.take(size)
             try:
-                typed = codec.decode(request, self._seconds(timeout))
+                typed = codec.decode(request, self._seconds(request.model_name, timeout))
                 async for reply in self._gateway.submit(typed):
                     message = codec.encode(reply)
                     message.parameters["triton_final_response"].bool_param = reply.final
@@ -145,8 +145,8 @@ class InferenceService:
             log.exception("the gateway failed on a request of a stream")
             answers.put_nowait(_failed(request, EngineFailure("the server failed; see its log")))
 
-    def _seconds(self, timeout: float | None) -> float:
-        most = self._gateway.limits.request_timeout
+    def _seconds(self, model: str, timeout: float | None) -> float:
+        most = self._gateway.seconds(model)
         return most if timeout is None else min(timeout, most)
 
 

@@ -27,7 +27,6 @@ class InferRoute:
         self._budget = budget
         self._ids = ids
         self._succeeded = metrics.gateway_responses.labels("http", "200")
-        self._timeout = gateway.limits.request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -54,7 +53,7 @@ class InferRoute:
         watch = Watch(receive)
         try:
             request, wanted = kserve_codec.decode(
-                match[1], match[2] or "", headers, body, self._timeout
+                match[1], match[2] or "", headers, body, self._gateway.seconds(match[1])
             )
             reply = await self._gateway.infer(request)
             return kserve_codec.encode(reply, wanted)

@@ -64,7 +64,7 @@ class OpenAIRoutes:
                 for name in PASSED_ON
                 if name in headers
             }
-            timeout = header_timeout(headers, self._gateway.limits.request_timeout)
+            timeout = header_timeout(headers, self._gateway.limits.text_timeout)
             passed["x-request-id"] = stream.request_id.decode()
             passed["x-request-timeout"] = f"{timeout:g}"
             path = scope["path"]
