@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -152,7 +153,8 @@ class Server:
                     self._process.wait()
             for pid, born in self._family.items():
                 if not gone(pid) and _born(pid) == born:
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         self._folder.cleanup()
 
     def _remember(self) -> None:
