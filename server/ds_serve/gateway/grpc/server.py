@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from ds_engines.errors import Cancelled, EngineFailure, ServeError, Unsupported
+from ds_engines.errors import Cancelled, EngineFailure, InvalidRequest, ServeError, Unsupported
 from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
 from ds_serve.gateway.grpc.errors import CODES
@@ -46,11 +47,25 @@ def _handler(
 ) -> grpc.RpcMethodHandler[Any, Any]:
     method = METHODS[name]
     call: Any = getattr(service, name, None) or _missing(name)
-    read: Any = method.request.FromString
+    read = _reader(method.request)
     write: Any = method.response.SerializeToString
     if method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(_stream(call), read, write)
+        return grpc.stream_stream_rpc_method_handler(_stream(call, name, ids), read, write)
     return grpc.unary_unary_rpc_method_handler(_unary(call, name, ids), read, write)
+
+
+def _reader(kind: Any) -> Callable[[bytes], Any]:
+    """Reads a message. Bytes that are none become the error to answer with: what is raised here
+    grpcio would answer itself, with the exception's class and no more.
+    """
+
+    def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return InvalidRequest(f"the request's bytes are no {kind.DESCRIPTOR.full_name}")
+
+    return read
 
 
 def _missing(name: str) -> Callable[[Any], Awaitable[Any]]:
@@ -68,6 +83,8 @@ def _unary(
 
     async def answer(request: Any, context: Context) -> Any:
         try:
+            if isinstance(request, ServeError):
+                raise request
             reply = await (call(request, context.time_remaining()) if timed else call(request))
         except ServeError as error:
             await _abort(context, name, ids, error)
@@ -81,12 +98,26 @@ def _unary(
     return answer
 
 
-def _stream(call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+def _stream(
+    call: Callable[..., AsyncIterator[Any]], name: str, ids: RequestIds
+) -> Callable[..., Any]:
     async def answer(requests: Any, context: Context) -> AsyncIterator[Any]:
-        async for reply in call(requests, context.time_remaining()):
+        unread: list[ServeError] = []
+        async for reply in call(_readable(requests, unread), context.time_remaining()):
             yield reply
+        if unread:
+            await _abort(context, name, ids, unread[0])
 
     return answer
+
+
+async def _readable(requests: AsyncIterable[Any], unread: list[ServeError]) -> AsyncIterator[Any]:
+    """The requests up to the first that could not be read, which goes into `unread`."""
+    async for request in requests:
+        if isinstance(request, ServeError):
+            unread.append(request)
+            return
+        yield request
 
 
 async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError) -> None:
