@@ -88,7 +88,7 @@ def call(channel: grpc.Channel, name: str) -> grpc.UnaryUnaryMultiCallable[Any, 
 
 
 def trailers(error: grpc.RpcError) -> dict[str, str]:
-    return {key: value for key, value in error.trailing_metadata() or ()}
+    return dict(error.trailing_metadata() or ())
 
 
 def statistics(server: Server, model: str = "slow") -> dict[str, Any]:
