@@ -35,6 +35,15 @@ INPUTS = (
 OUTPUTS = (TensorSpec("text_output", "BYTES", (1,)),)
 """A text model seen through KServe has the tensors of Triton's vLLM backend."""
 
+ELSEWHERE: Mapping[str, str] = {
+    "model": "the request names its model itself",
+    "prompt": "the prompt is the input text_input",
+    "stream": "streaming is asked for by the input stream",
+    "stream_options": "there is no output for what it adds",
+    "logprobs": "there is no output for them",
+}
+"""Fields of a completion that mean nothing in sampling_parameters, and why."""
+
 FAULTS: Mapping[int, type[ServeError]] = {
     400: InvalidRequest,
     404: NotFound,
@@ -92,6 +101,7 @@ class TextBackend:
 
     async def infer(self, request: InferRequest) -> InferReply:
         """The whole text at once."""
+        check(self.spec, request)
         request.inputs = [tensor for tensor in request.inputs if tensor.name != "stream"]
         async for reply in self.submit(request):
             return reply
@@ -112,14 +122,7 @@ class TextBackend:
 def _completion(model: str, request: InferRequest) -> dict[str, Any]:
     """The body of an OpenAI completion that asks for what the tensors ask for."""
     values = {tensor.name: _value(tensor) for tensor in request.inputs}
-    body: dict[str, Any] = {}
-    if "sampling_parameters" in values:
-        try:
-            body = orjson.loads(values["sampling_parameters"])
-        except ValueError as error:
-            raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
-        if not isinstance(body, dict):
-            raise InvalidRequest("sampling_parameters must be a JSON object")
+    body = _sampling(values.get("sampling_parameters", b"{}"))
     if values.get("exclude_input_in_output", True) is False:
         raise Unsupported("exclude_input_in_output: false is not supported; the input is left out")
     try:
@@ -127,6 +130,25 @@ def _completion(model: str, request: InferRequest) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"text_input is not UTF-8: {error}") from None
     return body | {"model": model, "prompt": prompt, "stream": bool(values.get("stream", False))}
+
+
+def _sampling(text: bytes) -> dict[str, Any]:
+    """The fields of a completion's body that a client may set. Refuses those that the tensors
+    decide, or whose effect no output tensor could show.
+    """
+    try:
+        fields = orjson.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("sampling_parameters must be a JSON object")
+    for name in fields.keys() & ELSEWHERE.keys():
+        raise InvalidRequest(f"sampling_parameters has {name!r}, but {ELSEWHERE[name]}")
+    if fields.get("n") not in (None, 1):
+        raise InvalidRequest(
+            f"sampling_parameters has n {fields['n']!r}, but n must be 1: there is one text_output"
+        )
+    return fields
 
 
 def _value(tensor: Tensor) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from serving import Server
+from serving import Server, until
 from texts import FILES, TEXT
 
 from ds_serve.catalogue import fetch
@@ -39,3 +39,13 @@ async def async_client(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
     base = f"{server.http}/v1"
     async with openai.AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as made:
         yield made
+
+
+@pytest.fixture
+def idle(server: Server) -> Callable[[], None]:
+    """Waits until no text is being generated; fails where that takes long."""
+
+    def wait() -> None:
+        until(lambda: server.metric("vllm:num_requests_running") == 0, "still generating", 10)
+
+    return wait
