@@ -12,6 +12,10 @@ from ds_serve.scheduler.queue import NEVER, Batch, Entry, Queue
 
 Result = TypeVar("Result")
 
+QUICK = 0.0003
+"""Seconds. With one slot, an engine this quick runs on the loop's own thread: handing a batch to
+another thread and the answer back would cost as much as the run itself."""
+
 
 class Batcher(Generic[Result]):
     """One queue, `slots` threads. All methods belong to the loop's thread.
@@ -19,6 +23,8 @@ class Batcher(Generic[Result]):
     `run` is called with a batch in a slot's thread and must not raise. `on_done` is told of the
     batch and of what `run` returned, `on_late` of requests whose deadline passed while they
     waited; both in the loop's thread. `running` counts the requests in the slots.
+
+    A single slot whose last batch was quick runs the next one in the loop's thread.
     """
 
     def __init__(
@@ -35,7 +41,8 @@ class Batcher(Generic[Result]):
         self._on_late = on_late
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
-        self._free = slots
+        self._slots = self._free = slots
+        self._quick = False
         self._started: dict[int, float] = {}
         self.running = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -57,7 +64,11 @@ class Batcher(Generic[Result]):
             if not batch.entries:
                 self._wake_at(self._queue.next_due(), now)
                 break
+            if self._quick:
+                self._run_here(batch)
+                break
             self._start(batch, now)
+        self._check_idle()
 
     async def idle(self) -> None:
         """Wait until nothing waits and nothing runs."""
@@ -76,20 +87,38 @@ class Batcher(Generic[Result]):
         self.running += len(batch.entries)
         key = id(batch)
         self._started[key] = now
-        future = self._threads.submit(self._run, batch.entries)
+        future = self._threads.submit(self._timed, batch)
         future.add_done_callback(lambda done: self._report(key, batch, done))
 
-    def _report(self, key: int, batch: Batch, done: Future[Result]) -> None:
+    def _timed(self, batch: Batch) -> tuple[Result, float]:
+        begun = time.monotonic()
+        result = self._run(batch.entries)
+        return result, time.monotonic() - begun
+
+    def _report(self, key: int, batch: Batch, done: Future[tuple[Result, float]]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._finish, key, batch, done)
 
-    def _finish(self, key: int, batch: Batch, done: Future[Result]) -> None:
+    def _finish(self, key: int, batch: Batch, done: Future[tuple[Result, float]]) -> None:
         del self._started[key]
         self._free += 1
         self.running -= len(batch.entries)
-        if not done.cancelled():
-            self._on_done(batch.entries, done.result())
-        self.pump()
+        try:
+            if not done.cancelled():
+                self._done(batch, *done.result())
+        finally:
+            self.pump()
+
+    def _run_here(self, batch: Batch) -> None:
+        self._done(batch, *self._timed(batch))
+        if len(self._queue):  # once the loop has sent these answers and read what came meanwhile
+            self._loop.call_soon(self.pump)
+
+    def _done(self, batch: Batch, result: Result, seconds: float) -> None:
+        self._quick = self._slots == 1 and seconds < QUICK
+        self._on_done(batch.entries, result)
+
+    def _check_idle(self) -> None:
         if not self._started and not len(self._queue):
             self._idle.set()
 
