@@ -30,11 +30,20 @@ TICK = 1 / 1024
 
 policies = st.builds(
     BatchPolicy,
-    max_batch_size=st.integers(0, 8),
-    max_delay_us=st.sampled_from([0, 0, 15_625, 125_000]),  # 16 and 128 ticks
-    preferred_sizes=st.lists(st.integers(1, 9), max_size=2).map(tuple),
-    max_queue_size=st.integers(1, 9),
+    max_batch_size=st.sampled_from([0, 4, 8]),
+    max_delay_us=st.sampled_from([0, 15_625, 125_000]),  # 16 and 128 ticks
+    preferred_sizes=st.sampled_from([(), (3,), (5, 2), (9,)]),
+    max_queue_size=st.sampled_from([2, 8, 100]),
 )
+
+
+requests = st.tuples(
+    st.sampled_from(["a", "a", ("b", 1)]),
+    st.sampled_from([1, 1, 2, 3, 9]),
+    st.sampled_from([None, None, 0, 10, 100]),
+    st.integers(0, 3),
+)
+"""Lane, rows, ticks to the deadline, ticks since it arrived."""
 
 
 @dataclass
@@ -79,30 +88,28 @@ class QueueMachine(RuleBasedStateMachine):
     def start(self, policy: BatchPolicy) -> None:
         self.queue = Queue(policy)
         self.model = Model(policy)
-        self.now = 0.0
+        self.now = self.arrived = 0.0
         self.count = 0
 
-    @rule(
-        target=entries,
-        lane=st.sampled_from(["a", "b", ("c", 1)]),
-        rows=st.integers(1, 9),
-        patience=st.one_of(st.none(), st.integers(0, 200)),
-        late_by=st.integers(0, 3),
-    )
-    def push(self, lane: object, rows: int, patience: int | None, late_by: int):
+    @rule(target=entries, burst=st.lists(requests, min_size=1, max_size=4))
+    def push(self, burst: list[tuple[object, int, int | None, int]]):
+        return multiple(*(entry for one in burst if (entry := self.push_one(*one))))
+
+    def push_one(self, lane: object, rows: int, patience: int | None, late_by: int):
         self.count += 1
         deadline = NEVER if patience is None else self.now + patience * TICK
-        arrived = self.now - late_by * TICK  # it was on its way for a moment
-        entry = Entry(self.count, lane, rows, arrived, deadline)
+        # It was on its way for a moment, and nothing overtook it.
+        self.arrived = max(self.arrived, self.now - late_by * TICK)
+        entry = Entry(self.count, lane, rows, self.arrived, deadline)
         if len(self.model.waiting) < self.model.policy.max_queue_size:
             self.queue.push(entry)
             self.model.waiting.append(entry)
             return entry
         with pytest.raises(Overloaded, match=f"max_queue_size is {len(self.model.waiting)}"):
             self.queue.push(entry)
-        return multiple()
+        return None
 
-    @rule(ticks=st.integers(1, 100))
+    @rule(ticks=st.sampled_from([1, 8, 60]))
     def wait(self, ticks: int) -> None:
         self.now += ticks * TICK
 
@@ -114,17 +121,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.waiting.remove(entry)
 
     @rule()
-    def cancel_what_never_was(self) -> None:
-        assert self.queue.cancel("unknown") is None
-
-    @rule()
     def take(self) -> None:
         self.check_batch(self.now)
-
-    @rule()
-    def drain(self) -> None:
-        assert sorted(e.key for e in self.queue.drain()) == [e.key for e in self.model.waiting]
-        self.model.waiting.clear()
 
     @precondition(lambda self: self.model.waiting)
     @rule()
@@ -172,6 +170,14 @@ class QueueMachine(RuleBasedStateMachine):
         if len(alive) > len(taken):
             assert rows + alive[len(taken)].rows > size
 
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            assert self.queue.cancel("unknown") is None
+            left = sorted(entry.key for entry in self.queue.drain())
+            assert left == [entry.key for entry in self.model.waiting]
+            assert len(self.queue) == 0
+            assert self.queue.next_due() == NEVER
+
     @invariant()
     def bounded(self) -> None:
         if hasattr(self, "queue"):
@@ -217,6 +223,23 @@ def test_a_full_batch_does_not_wait() -> None:
     assert waiting.take(0.0).entries == []
     waiting.push(entry(2))
     assert keys(waiting.take(0.0).entries) == [1, 2]
+
+
+def test_a_preferred_size_is_enough_to_the_row() -> None:
+    waiting = queue(max_batch_size=8, max_delay_us=10_000_000, preferred_sizes=(4,))
+    waiting.push(entry(1, rows=3))
+    assert waiting.take(0.0).entries == []
+    waiting.push(entry(2))
+    assert keys(waiting.take(0.0).entries) == [1, 2]
+
+
+def test_a_cancelled_request_counts_for_no_batch() -> None:
+    waiting = queue(max_batch_size=4, max_delay_us=10_000_000)
+    waiting.push(entry(1, rows=3))
+    waiting.push(entry(2))
+    waiting.cancel(1)
+    assert waiting.take(0.0).entries == []
+    assert keys(waiting.take(10.0).entries) == [2]
 
 
 def test_a_preferred_size_does_not_wait_and_is_not_passed() -> None:
