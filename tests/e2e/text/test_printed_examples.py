@@ -171,3 +171,9 @@ def test_a_path_that_is_not_there(server: Server, method: str, path: str, status
     assert answer.status_code == status
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert path in answer.json()["error"]["message"]
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
+def test_the_openapi_page_names_the_inference_paths(server: Server) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v2/models/{model}/infer"} <= paths.keys()

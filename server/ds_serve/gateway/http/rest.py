@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from ds_engines.errors import NotFound, ServeError
+from ds_engines.errors import InvalidRequest, NotFound, ServeError
 from ds_engines.spec import TensorSpec
 from ds_serve import __version__, metrics
 from ds_serve.gateway import describe
@@ -21,6 +21,14 @@ from ds_serve.transport.messages import ModelState
 STARTED = int(time.time())
 
 
+HOT_PATHS = (
+    ("/v1/chat/completions", "openai", "A chat model's answer, streamed or not"),
+    ("/v1/completions", "openai", "The continuation of a text, streamed or not"),
+    ("/v2/models/{model}/infer", "kserve", "A model's outputs for these tensors"),
+    ("/v2/models/{model}/versions/{version}/infer", "kserve", "The same, of one version"),
+)
+
+
 def build(gateway: Gateway) -> FastAPI:
     """All routes but inference and the OpenAI calls that carry a body."""
     app = FastAPI(
@@ -28,6 +36,7 @@ def build(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="Every model behind OpenAI REST and KServe v2.",
     )
+    _hot_paths(app)
     _health(app, gateway)
     _openai(app, gateway)
     _kserve(app, gateway)
@@ -35,6 +44,17 @@ def build(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
     return app
+
+
+def _hot_paths(app: FastAPI) -> None:
+    """What the application answers by itself: named here for /docs, and for 405 to a GET."""
+
+    async def answered_before() -> None:
+        raise NotFound("this path is not answered here")
+
+    body = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+    for path, tag, summary in HOT_PATHS:
+        app.post(path, tags=[tag], summary=summary, openapi_extra=body)(answered_before)
 
 
 def _health(app: FastAPI, gateway: Gateway) -> None:
@@ -176,8 +196,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _no_method(request: Request, error: Exception) -> Response:
-    return JSONResponse(
-        {"error": f"{request.url.path} does not take {request.method}"},
-        405,
-        getattr(error, "headers", None),
-    )
+    message = f"{request.url.path} does not take {request.method}"
+    body: dict[str, Any] = {"error": message}
+    if request.url.path.startswith("/v1/"):
+        body = errors.openai_body(InvalidRequest(message), None, "method_not_allowed")
+    return JSONResponse(body, 405, getattr(error, "headers", None))
