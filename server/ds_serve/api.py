@@ -96,4 +96,6 @@ def _settings(values: dict[str, Any]) -> Settings:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"no setting is called {unknown[0]!r}; there are: {sorted(known)}")
-    return Settings(**values)
+    settings = Settings(**values)
+    settings.check()
+    return settings

@@ -46,6 +46,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raises ConfigError naming the flag whose value cannot be."""
+        for name, kind in _KINDS.items():
+            given = getattr(self, name)
+            fits = type(given) is kind or (kind is float and type(given) is int)
+            self._require(name, fits, f"of type {kind.__name__}")
         for name in ("http_port", "grpc_port"):
             self._require(name, 0 <= getattr(self, name) <= HIGHEST_PORT, f"0 to {HIGHEST_PORT}")
         if self.http_port == self.grpc_port != 0:
@@ -67,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _require(self, name: str, holds: bool, right: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}; it must be {right}")
+
+
+_KINDS = {name: type(getattr(Settings(), name)) for name in Settings.__struct_fields__}
 
 
 def flag(name: str) -> str:
