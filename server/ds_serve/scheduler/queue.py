@@ -89,6 +89,10 @@ class Queue:
                 del self._lanes[entry.lane]
         return entry
 
+    def waiting(self) -> list[Entry]:
+        """What waits, oldest first."""
+        return list(self._entries.values())
+
     def take(self, now: float) -> Batch:
         """The next batch, oldest lane first; no entries where none is due."""
         batch = Batch()

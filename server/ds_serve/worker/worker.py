@@ -46,7 +46,7 @@ class Worker:
 
     async def run(self, socket: Path, control: Path) -> None:
         """Serve at `socket`, and return when what was queued at the stop is done."""
-        gateways = await listen(socket, lambda: Link(self._receive, self._pump))
+        gateways = await listen(socket, lambda: Link(self._receive, self._pump, self._forget))
         await connect(control, self._supervisor)
         self._supervisor.send(frames_of([Hello(self._identity), Loaded(self._spec, str(socket))]))
         beating = asyncio.create_task(self._beat())
@@ -96,6 +96,13 @@ class Worker:
         entry = self._queue.cancel((gateway, message.id))
         if entry is not None:
             self._accounts.failed("Cancelled", time.monotonic() - entry.arrived)
+
+    def _forget(self, gateway: Link) -> None:
+        """A gateway is gone, and its clients with it: what waits for them is not run."""
+        for job in _jobs(self._queue.waiting()):
+            if job.gateway is gateway:
+                self._cancel(gateway, Cancel(job.request.id))
+        self._pump()
 
     def _pump(self) -> None:
         self._batcher.pump()
