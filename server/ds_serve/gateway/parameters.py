@@ -30,4 +30,4 @@ def timeout(parameters: Mapping[str, Any], most: float) -> float:
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:
         raise InvalidRequest(f"parameter 'timeout' is {value!r}; it must be microseconds")
-    return min(value / 1e6, most) if value else most
+    return min(value, most * 1e6) / 1e6 if value else most

@@ -11,6 +11,9 @@ from ds_engines.errors import InvalidRequest
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.transport.messages import Tensor
 
+LARGEST = 2**63 - 1
+"""Elements along one axis. No more fits the messages between processes, nor any engine."""
+
 
 class InferRequest(msgspec.Struct, gc=False):
     """One request to one model. `outputs` is empty where the client wants all of them.
@@ -78,7 +81,7 @@ def _check_tensor(spec: ModelSpec, known: TensorSpec, tensor: Tensor) -> int | N
     fits = len(shape) == len(expected)
     if fits:
         for size, wanted in zip(shape, expected, strict=True):
-            if size != wanted and (wanted != -1 or size < 0):
+            if size != wanted and (wanted != -1 or not 0 <= size <= LARGEST):
                 fits = False
     if not fits:
         raise InvalidRequest(

@@ -80,6 +80,8 @@ def decode(
         parsed = _decode(view[:split])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request is not an inference request in JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the request's JSON is nested too deeply") from None
     parameters.refuse(parsed.parameters, "the request")
     request = InferRequest(
         model=model,
