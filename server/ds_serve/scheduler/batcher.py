@@ -16,6 +16,9 @@ QUICK = 0.0003
 """Seconds. With one slot, an engine this quick runs on the loop's own thread: handing a batch to
 another thread and the answer back would cost as much as the run itself."""
 
+_NONE = object()
+"""No lane: None is that of all requests to a model which is not batched."""
+
 
 class Batcher(Generic[Result]):
     """One queue, `slots` threads. All methods belong to the loop's thread.
@@ -24,7 +27,8 @@ class Batcher(Generic[Result]):
     batch and of what `run` returned, `on_late` of requests whose deadline passed while they
     waited; both in the loop's thread. `running` counts the requests in the slots.
 
-    A single slot whose last batch was quick runs the next one in the loop's thread.
+    A single slot whose last batch was quick runs the next one of that lane in the loop's thread.
+    Another lane has other shapes, and may take seconds: meanwhile nothing could be refused.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Batcher(Generic[Result]):
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
         self._slots = self._free = slots
-        self._quick = False
+        self._quick: object = _NONE
         self._started: dict[int, float] = {}
         self.running = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -64,7 +68,7 @@ class Batcher(Generic[Result]):
             if not batch.entries:
                 self._wake_at(self._queue.next_due(), now)
                 break
-            if self._quick:
+            if batch.entries[0].lane == self._quick:
                 self._run_here(batch)
                 break
             self._start(batch, now)
@@ -115,7 +119,8 @@ class Batcher(Generic[Result]):
             self._loop.call_soon(self.pump)
 
     def _done(self, batch: Batch, result: Result, seconds: float) -> None:
-        self._quick = self._slots == 1 and seconds < QUICK
+        quick = self._slots == 1 and seconds < QUICK
+        self._quick = batch.entries[0].lane if quick else _NONE
         self._on_done(batch.entries, result)
 
     def _check_idle(self) -> None:
