@@ -16,10 +16,11 @@ from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
 from ds_serve.gateway.grpc.errors import CODES
 from ds_serve.gateway.grpc.service import InferenceService
-from ds_serve.gateway.http.request_ids import RequestIds
+from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 
 log = logging.getLogger(__name__)
 
+ID = HEADER.decode()
 WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -93,6 +94,8 @@ def _unary(
             await _abort(context, name, ids, EngineFailure("the server failed; its log says why"))
         else:
             succeeded.inc()
+            if given := _given_id(context):
+                context.set_trailing_metadata(((ID, ids.of(given).decode()),))
             return reply
 
     return answer
@@ -120,10 +123,17 @@ async def _readable(requests: AsyncIterable[Any], unread: list[ServeError]) -> A
         yield request
 
 
+def _given_id(context: Context) -> bytes | None:
+    """The client's name for its request."""
+    for name, value in context.invocation_metadata() or ():
+        if name == ID:
+            return value.encode() if isinstance(value, str) else value
+    return None
+
+
 async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError) -> None:
     """Answer with the error's status; the request's id goes into the trailers and the log."""
-    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-    request_id = ids.of(given.encode() if isinstance(given, str) else given).decode()
+    request_id = ids.of(_given_id(context)).decode()
     code = CODES[error.kind]
     metrics.gateway_responses.labels("grpc", code.name).inc()
     if not isinstance(error, Cancelled):
@@ -135,7 +145,7 @@ async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError
             error,
             extra={"fields": fields},
         )
-    trailers: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+    trailers: list[tuple[str, str | bytes]] = [(ID, request_id)]
     if error.retry_after is not None:
         trailers.append(("retry-after", str(math.ceil(error.retry_after))))
     await context.abort(code, str(error), tuple(trailers))
