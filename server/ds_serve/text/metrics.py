@@ -10,6 +10,7 @@ import os
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from ds_engines.openvino_genai import Load
+from ds_serve import metrics
 
 _LABELS = ("model_name", "engine")
 _ENGINE = "0"
@@ -72,6 +73,7 @@ class TextMetrics:
         _running.labels(*self._labels).set(running)
         _waiting.labels(*self._labels).set(pending - running)
         _cache.labels(*self._labels).set(load.cache_used)
+        metrics.load.labels(self._labels[0]).set(pending)
 
     def first_token(self, seconds: float) -> None:
         _first.labels(*self._labels).observe(seconds)
