@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -61,6 +62,7 @@ class TextBackend:
     def __init__(self, spec: ModelSpec, address: str) -> None:
         self.spec = spec
         self._reason: ServeError | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._session = aiohttp.ClientSession(
             "http://worker",
             connector=aiohttp.UnixConnector(address, limit=0),
@@ -115,7 +117,8 @@ class TextBackend:
         self._reason = reason
         connector = self._session.connector
         if connector is not None:
-            connector.close()
+            # Connections are closed at once; what is left is to wait until they are gone.
+            self._closing = asyncio.ensure_future(connector.close())
         self._session.detach()
 
 

@@ -24,15 +24,17 @@ STATUS = {
 }
 assert KINDS.keys() == STATUS.keys(), "every kind of error has a status"
 
-OPENAI_TYPES = {
-    400: "invalid_request_error",
-    404: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    501: "invalid_request_error",
-    503: "overloaded_error",
-    504: "timeout_error",
+OPENAI: dict[str, tuple[str, str | None]] = {
+    "InvalidRequest": ("invalid_request_error", None),
+    "TooLarge": ("invalid_request_error", "request_too_large"),
+    "NotFound": ("invalid_request_error", "not_found"),
+    "Unsupported": ("invalid_request_error", "unsupported_value"),
+    "RateLimited": ("rate_limit_error", "queue_full"),
+    "Overloaded": ("overloaded_error", "overloaded"),
+    "Unavailable": ("service_unavailable_error", "unavailable"),
+    "DeadlineExceeded": ("timeout_error", "deadline_exceeded"),
 }
+"""OpenAI's type and code of an error; the text workers' own errors say the same."""
 
 
 def kserve(error: ServeError) -> Answer:
@@ -48,8 +50,8 @@ def openai(error: ServeError, param: str | None = None, code: str | None = None)
 def openai_body(
     error: ServeError, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
-    kind = OPENAI_TYPES.get(STATUS[error.kind], "server_error")
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+    kind, usual = OPENAI.get(error.kind, ("server_error", None))
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": code or usual}}
 
 
 def _answer(error: ServeError, body: dict[str, object]) -> Answer:

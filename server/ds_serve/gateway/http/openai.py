@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -27,7 +28,8 @@ from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 log = logging.getLogger(__name__)
 
 PASSED_ON = (b"accept", b"content-type")
-PASSED_BACK = ("content-type", "retry-after", "cache-control")
+PASSED_BACK = ("content-type", "content-length", "retry-after", "cache-control", "allow")
+EVENT_END = b"\n\n"
 
 
 class OpenAIRoutes:
@@ -110,36 +112,59 @@ class _Stream:
         self.request_id = request_id
         self._send = send
         self._started = False
+        self._has_events = False
         self._extra = [(HEADER, request_id)]
         if closing:
             self._extra.append((b"connection", b"close"))
 
     async def copy(self, answer: aiohttp.ClientResponse) -> None:
+        self._has_events = answer.content_type == "text/event-stream"
+        pieces = _events if self._has_events else _pieces
+        async for piece in pieces(answer.content):
+            # The first bytes are awaited before the status is passed on, so that a worker which
+            # dies before them is still answered with a status that says so.
+            await self._start(answer)
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._start(answer)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, answer: aiohttp.ClientResponse) -> None:
+        if self._started:
+            return
         headers = [
             (name.encode(), answer.headers[name].encode("latin-1"))
             for name in PASSED_BACK
             if name in answer.headers
         ]
-        if "content-length" in answer.headers:
-            headers.append((b"content-length", answer.headers["content-length"].encode()))
-        start = {"status": answer.status, "headers": headers + self._extra}
-        # The first bytes are awaited before the status is passed on, so that a worker which
-        # dies before them is still answered with a status that says so.
-        chunk = await answer.content.readany()
-        await self._send({"type": "http.response.start", **start})
         self._started = True
-        while chunk:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-            chunk = await answer.content.readany()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        start = {"status": answer.status, "headers": headers + self._extra}
+        await self._send({"type": "http.response.start", **start})
 
     async def fail(self, answer: Answer) -> None:
-        """The error as an answer, or as the last event of a stream that has begun."""
+        """The error as an answer, or as the last event of a stream that has begun. Any other
+        answer breaks off, and its connection closes: the one sign that is left.
+        """
         if not self._started:
             await answer.send(self._send, self._extra)
-            return
-        event = b"data: " + b"".join(answer.chunks) + b"\n\n"
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        elif self._has_events:
+            event = b"data: " + b"".join(answer.chunks) + EVENT_END
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    while data := await content.readany():
+        yield data
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole events only, so that one with an error can follow wherever the worker breaks off."""
+    held = b""
+    async for data in _pieces(content):
+        events, end, held = (held + data).rpartition(EVENT_END)
+        if end:
+            yield events + end
+    if held:
+        yield held
 
 
 def _model(body: bytes) -> str:
