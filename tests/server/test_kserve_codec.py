@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,7 @@ def as_binary(spec: Any, array: Any) -> tuple[dict[str, Any], bytes]:
 
 def finite(array: Any) -> bool:
     """Whether JSON has a number for each of its elements."""
-    if array.dtype == object or array.dtype == np.uint16:
-        return True
-    return bool(np.isfinite(array).all())
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 @given(wire.arrays())
@@ -72,10 +71,8 @@ def test_json_may_be_nested(given_: tuple[Any, Any]) -> None:
     assert wire.same(wire.carried(request)[spec.name], array)
 
 
-@given(st.lists(wire.arrays(), max_size=4, unique_by=lambda pair: pair[0].name))
+@given(wire.inputs())
 def test_binary_arrives_as_it_was_sent(given_: list[tuple[Any, Any]]) -> None:
-    rows = next((array.shape[0] for _, array in given_ if array.ndim), 1)
-    given_ = [pair for pair in given_ if not pair[1].ndim or len(pair[1]) == rows]
     inputs = [as_binary(*pair) for pair in given_]
     head = json.dumps({"inputs": [about for about, _ in inputs]}).encode()
     request, _ = read_binary(head, *(raw for _, raw in inputs))
@@ -124,7 +121,7 @@ def test_json_answer_holds_the_tensor(given_: tuple[Any, Any]) -> None:
         np.testing.assert_array_equal(np.array(output["data"], array.dtype), array.reshape(-1))
 
 
-@given(st.lists(wire.arrays(), min_size=1, max_size=3, unique_by=lambda pair: pair[0].name))
+@given(wire.inputs().filter(len))
 def test_binary_answer_holds_the_tensors_in_order(given_: list[tuple[Any, Any]]) -> None:
     last = given_[-1][0].name
     reply, rest = answered(given_, Wanted(frozenset(spec.name for spec, _ in given_[:-1])))
@@ -199,8 +196,8 @@ def survives(body: bytes, headers: dict[bytes, bytes]) -> None:
     try:
         request, _ = decode("any", "", headers, body, MOST)
         wire.carried(request)
-    except (InvalidRequest, Unsupported) as error:
-        assert str(error)
+    except (InvalidRequest, Unsupported):
+        return
 
 
 lengths = st.one_of(st.none(), st.binary(max_size=4), st.integers(-1, 400).map(b"%d".__mod__))
@@ -306,6 +303,30 @@ def test_what_is_wrong_is_named() -> None:
             read(json.dumps({"inputs": [given | change]}).encode())
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rest", "length", "said"),
+    [
+        ([1, 1], b"a", 0, "'INT8-1'.*1 bytes.*0 are left"),
+        ([1, 1], b"abc", 0, "1 bytes follow"),
+        ([-1], b"a", 0, "'INT8-1'.*-1"),
+        ([1.0], b"a", 0, "'INT8-1'.*1.0"),
+        ([True], b"a", 0, "'INT8-1'.*True"),
+        (["1"], b"a", 0, "'INT8-1'.*'1'"),
+        ([1], b"a", 5, "at most the body's"),
+        ([1], b"a", -3, "not an inference request in JSON"),
+    ],
+)
+def test_binary_parts_that_do_not_add_up_are_named(
+    sizes: list[Any], rest: bytes, length: int, said: str
+) -> None:
+    given = {"name": "INT8-1", "datatype": "INT8", "shape": [1]}
+    inputs = [given | {"parameters": {"binary_data_size": size}} for size in sizes]
+    head = json.dumps({"inputs": inputs}).encode()
+    with pytest.raises(InvalidRequest) as refused:
+        decode("any", "", {HEADER_LENGTH: b"%d" % (len(head) + length)}, head + rest, MOST)
+    assert re.search(said, str(refused.value)), refused.value
+
+
 def test_parameters_that_would_be_ignored_are_refused() -> None:
     for body in (
         {"parameters": {"sequence_id": 7}},
@@ -313,7 +334,7 @@ def test_parameters_that_would_be_ignored_are_refused() -> None:
         {"inputs": [as_json(wire.anything("INT8", 1), np.array([1], np.int8))
                     | {"parameters": {"shared_memory_region": "r"}}]},
     ):  # fmt: skip
-        with pytest.raises(ServeError, match="sequence_id|classification|shared_memory_region"):
+        with pytest.raises(ServeError, match=r"sequence_id|classification|shared_memory_region"):
             read(json.dumps(body).encode())
 
 

@@ -51,13 +51,25 @@ def carried(request: InferRequest) -> Tensors:
 
 
 @st.composite
-def arrays(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> tuple[TensorSpec, Array]:
-    """One of SPEC's inputs and an array for it; BYTES hold text, BF16 any bit pattern."""
+def arrays(
+    draw: st.DrawFn, names: tuple[str, ...] = NAMES, rows: int = 0
+) -> tuple[TensorSpec, Array]:
+    """One of SPEC's inputs and an array for it; BYTES hold text, BF16 any bit pattern.
+
+    `rows` 0: any number, but at least one.
+    """
     datatype = draw(st.sampled_from(names))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     if shape:
-        shape = (draw(st.integers(1, 4)), *shape[1:])
+        shape = (rows or draw(st.integers(1, 4)), *shape[1:])
     return anything(datatype, len(shape)), draw(values(datatype, shape))
+
+
+@st.composite
+def inputs(draw: st.DrawFn) -> list[tuple[TensorSpec, Array]]:
+    """What one request may hold: different inputs of one number of rows."""
+    alike = arrays(rows=draw(st.integers(1, 4)))
+    return draw(st.lists(alike, max_size=4, unique_by=lambda pair: pair[0].name))
 
 
 def values(datatype: str, shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
