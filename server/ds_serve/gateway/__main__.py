@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import uvicorn
 import uvloop
@@ -28,12 +28,41 @@ LAST_CALLS = 0.3
 """Seconds between the word to stop and the closing of the ports. Meanwhile the readiness check
 fails and answers say `Connection: close`, so that clients move on by themselves."""
 
+LATE_REQUESTS = 0.2
+"""Seconds between the closing of the HTTP port and that of connections which have no request:
+the newest have sent theirs, and it was not read yet."""
+
+LAST_ANSWERS = 1.0
+"""Seconds that the refusals of what was not finished get to leave."""
+
+LAST_WORDS = 1.0
+"""Seconds for the refusals of what is still unfinished to reach their clients."""
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the supervisor says when to stop."""
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
+
+    async def stop_accepting(self, listener: socket.socket) -> None:
+        """Close the listener, but first take the connections that wait in its backlog: closing
+        alone would reset them, and the requests that they have sent already.
+        """
+        waiting = []
+        with suppress(OSError):
+            while True:
+                waiting.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in waiting:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -67,15 +96,16 @@ async def serve(config: GatewayConfig) -> None:
     supervisor.send(frames_of([Hello(config.identity), Listening()]))
     grace = await stop
     await asyncio.sleep(min(LAST_CALLS, grace))
+    await http.stop_accepting(listener)
+    await asyncio.sleep(min(LATE_REQUESTS, grace))
     http.should_exit = True
-    closing = asyncio.create_task(grpc.stop(grace))
-    try:
-        await asyncio.wait_for(asyncio.gather(serving, closing), grace + 1)
-    except TimeoutError:
-        log.warning("requests were still running after %.1f s; they fail now", grace)
+    closing = asyncio.create_task(grpc.stop(grace + LAST_ANSWERS))
+    _, unfinished = await asyncio.wait({serving, closing}, timeout=grace)
     updating.cancel()
     gateway.close()
-    await asyncio.sleep(0.1)  # the refusals leave with these turns of the loop
+    if unfinished:
+        log.warning("requests were still running after %.1f s; they fail now", grace)
+        await asyncio.wait(unfinished, timeout=LAST_ANSWERS)
     supervisor.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -37,8 +38,9 @@ def _shapes(engine: BatchEngine) -> str:
     return f"{tensors}; " + (f"batches of up to {size}" if size else "not batched")
 
 
-async def serve(config: WorkerConfig, engine: BatchEngine) -> None:
-    await Worker(engine, config.identity).run(config.socket, config.control)
+async def serve(config: WorkerConfig, engine: BatchEngine) -> bool:
+    """Serve until the supervisor says stop; whether the engine has finished."""
+    return await Worker(engine, config.identity).run(config.socket, config.control)
 
 
 def main() -> int:
@@ -50,7 +52,8 @@ def main() -> int:
     except Exception as error:
         log.debug("loading failed", exc_info=error)
         return child.fail(f"{config.spec.artifact} could not be loaded: {error}")
-    uvloop.run(serve(config, engine))
+    if not uvloop.run(serve(config, engine)):
+        os._exit(0)  # the interpreter would wait for the thread that is still in the engine
     engine.close()
     return 0
 

@@ -44,8 +44,10 @@ class Worker:
         )
         self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    async def run(self, socket: Path, control: Path) -> None:
-        """Serve at `socket`, and return when what was queued at the stop is done."""
+    async def run(self, socket: Path, control: Path) -> bool:
+        """Serve at `socket`, and return when what was queued at the stop is done, or its time is
+        over; False where a batch still runs then.
+        """
         gateways = await listen(socket, lambda: Link(self._receive, self._pump, self._forget))
         await connect(control, self._supervisor)
         self._supervisor.send(frames_of([Hello(self._identity), Loaded(self._spec, str(socket))]))
@@ -60,6 +62,7 @@ class Worker:
         self._batcher.close()
         gateways.close()
         self._supervisor.close()
+        return not self._batcher.busy
 
     def _receive(self, gateway: Link, frames: list[memoryview]) -> None:
         refused: list[object] = []
