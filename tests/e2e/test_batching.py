@@ -148,3 +148,15 @@ def test_delay_flag_joins_what_comes_meanwhile(tmp_path):
         assert is_right(post(server))
         assert all(is_right(answer.result()) for answer in waiting)
         assert _batches(server, "slow") == {3: 1}
+
+
+def test_long_batch_after_quick_ones_does_not_stop_the_scheduler(server):
+    """A quick engine runs where the queue is kept; what was quick need not be so again."""
+    for _ in range(3):
+        assert is_right(post(server, 0, model="plain"))
+    with ThreadPoolExecutor(1) as pool, busy(server, model="plain") as running:
+        queued = pool.submit(post, server, model="plain", timeout=200_000)
+        until_waiting(server, 1, "plain")
+        until_waiting(server, 0, "plain")
+        assert queued.result().status_code == 504
+        assert not running.done()

@@ -27,7 +27,7 @@ SECOND = 4_000
 """Steps that take a second or so: less than half of it never, on a busy machine much more."""
 
 
-def json_request(steps: int = 1, rows: int = 1, **parameters: Any) -> dict[str, Any]:
+def json_request(steps: int = 10, rows: int = 1, **parameters: Any) -> dict[str, Any]:
     """Row r of x is [r, r, r, r], and so is row r of the answer."""
     return {
         "inputs": [
@@ -43,7 +43,7 @@ def json_request(steps: int = 1, rows: int = 1, **parameters: Any) -> dict[str, 
     }
 
 
-def post(server: Server, steps: int = 1, model: str = "slow", **options: Any) -> httpx2.Response:
+def post(server: Server, steps: int = 10, model: str = "slow", **options: Any) -> httpx2.Response:
     """`options`: `rows`, `headers`, and parameters of the request."""
     headers = options.pop("headers", {})
     return server.client.post(
@@ -59,7 +59,7 @@ def is_right(answer: httpx2.Response, rows: int = 1) -> bool:
     return answer.status_code == 200 and answer.json()["outputs"][0]["data"] == wanted
 
 
-def triton_inputs(steps: int = 1, rows: int = 1) -> list[triton.InferInput]:
+def triton_inputs(steps: int = 10, rows: int = 1) -> list[triton.InferInput]:
     x = triton.InferInput("x", [rows, 4], "FP32")
     x.set_data_from_numpy(np.repeat(np.arange(rows, dtype=np.float32), 4).reshape(rows, 4))
     count = triton.InferInput("steps", [1], "INT64")
@@ -67,7 +67,7 @@ def triton_inputs(steps: int = 1, rows: int = 1) -> list[triton.InferInput]:
     return [x, count]
 
 
-def message(steps: int = 1, model: str = "slow", **parameters: int) -> Any:
+def message(steps: int = 10, model: str = "slow", **parameters: int) -> Any:
     """A ModelInferRequest of one row."""
     made = pb.ModelInferRequest(model_name=model)
     made.inputs.add(name="x", datatype="FP32", shape=[1, 4])
