@@ -35,9 +35,6 @@ the newest have sent theirs, and it was not read yet."""
 LAST_ANSWERS = 1.0
 """Seconds that the refusals of what was not finished get to leave."""
 
-LAST_WORDS = 1.0
-"""Seconds for the refusals of what is still unfinished to reach their clients."""
-
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the supervisor says when to stop."""
@@ -83,6 +80,7 @@ async def serve(config: GatewayConfig) -> None:
     http = _http(config, Application(gateway, budget))
     grpc = grpc_server.build(
         InferenceService(gateway, budget),
+        config.grpc_server,
         f"{_bracketed(config.host)}:{config.grpc_port}",
         config.limits.max_request_bytes,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -62,6 +62,7 @@ class TextBackend:
     def __init__(self, spec: ModelSpec, address: str) -> None:
         self.spec = spec
         self._reason: ServeError | None = None
+        self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Future[None] | None = None
         self._session = aiohttp.ClientSession(
             "http://worker",
@@ -76,15 +77,25 @@ class TextBackend:
         self, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The worker's answer as it arrives. Raises Unavailable where the worker is lost."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight.add(task)
         try:
             async with self._session.request(method, path, data=body, headers=headers) as answer:
                 yield answer
+        except asyncio.CancelledError:
+            if self._reason is None:
+                raise
+            task.uncancel()
+            raise self._reason from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise self._reason or Unavailable(
                 f"model {self.spec.name!r} lost this request: its worker went away"
             ) from error
+        finally:
+            self._in_flight.discard(task)
 
-    async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
+    async def submit(self, request: InferRequest) -> AsyncGenerator[InferReply, None]:
         check(self.spec, request)
         body = _completion(self.spec.name, request)
         headers = {
@@ -105,8 +116,9 @@ class TextBackend:
         """The whole text at once."""
         check(self.spec, request)
         request.inputs = [tensor for tensor in request.inputs if tensor.name != "stream"]
-        async for reply in self.submit(request):
-            return reply
+        async with aclosing(self.submit(request)) as replies:
+            async for reply in replies:
+                return reply
         raise EngineFailure(f"model {self.spec.name!r} gave no answer")
 
     async def statistics(self) -> Statistics:
@@ -115,6 +127,9 @@ class TextBackend:
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
         self._reason = reason
+        # The library would leave whoever reads from a connection that it closes waiting for ever.
+        for task in self._in_flight:
+            task.cancel()
         connector = self._session.connector
         if connector is not None:
             # Connections are closed at once; what is left is to wait until they are gone.
