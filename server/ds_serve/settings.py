@@ -9,6 +9,7 @@ from ds_serve.gateway.config import Limits
 from ds_serve.logs import FORMATS, LEVELS
 
 HIGHEST_PORT = 65535
+GRPC_SERVERS = ("native", "grpcio")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
+    grpc_server: str = "native"
     gateways: int = 1
     device: str = "auto"
     quantization: str = ""
@@ -60,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("request_timeout", "text_timeout", "hang_timeout"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("grpc_server", self.grpc_server in GRPC_SERVERS, " or ".join(GRPC_SERVERS))
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
         self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))
         if self.max_bytes_in_flight < self.max_request_bytes:

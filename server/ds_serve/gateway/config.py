@@ -22,4 +22,5 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     host: str
     http_port: int
     grpc_port: int
+    grpc_server: str = "native"
     limits: Limits

@@ -119,5 +119,6 @@ def gateway_config(
         host=settings.host,
         http_port=http_port,
         grpc_port=grpc_port,
+        grpc_server=settings.grpc_server,
         limits=settings.limits,
     )
