@@ -77,6 +77,11 @@ async def serve(config: GatewayConfig) -> None:
                     gateway.draining = True
                     stop.set_result(message.grace)
 
+    supervisor = await connect(config.control, Link(obey))
+    supervisor.send(frames_of([Hello(config.identity)]))
+    # One that joins other gateways at their ports must know the models from its first request on.
+    await gateway.update(await registries.get())
+    updating = asyncio.create_task(_update(gateway, registries))
     http = _http(config, Application(gateway, budget))
     grpc = grpc_server.build(
         InferenceService(gateway, budget),
@@ -89,9 +94,7 @@ async def serve(config: GatewayConfig) -> None:
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     while not http.started and not serving.done():
         await asyncio.sleep(0.01)
-    updating = asyncio.create_task(_update(gateway, registries))
-    supervisor = await connect(config.control, Link(obey))
-    supervisor.send(frames_of([Hello(config.identity), Listening()]))
+    supervisor.send(frames_of([Listening()]))
     grace = await stop
     await asyncio.sleep(min(LAST_CALLS, grace))
     await http.stop_accepting(listener)

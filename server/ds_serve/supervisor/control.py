@@ -47,7 +47,6 @@ class Control:
             if isinstance(message, Hello):
                 link.name = message.identity
                 self._links[link.name] = link
-                continue
             listener = self._listeners.get(link.name)
             if listener is not None:
                 listener(message)

@@ -15,7 +15,7 @@ from ds_serve.gateway.config import GatewayConfig
 from ds_serve.supervisor.backoff import Backoff
 from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.process import KILL_AFTER, Process
-from ds_serve.transport.messages import Listening, Registry, Stop, ToSupervisor
+from ds_serve.transport.messages import Hello, Listening, Registry, Stop, ToSupervisor
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ class GatewayKeeper:
         return None if self._stopping else process.exit_reason
 
     def tell(self, registry: Registry) -> None:
-        if self.up.is_set():
-            self._control.send(self._identity, registry)
+        self._control.send(self._identity, registry)
 
     async def stop(self, grace: float) -> None:
         """Drain: no new connections, `grace` seconds for the requests that are there."""
@@ -93,7 +92,9 @@ class GatewayKeeper:
         )
 
     def _hear(self, message: ToSupervisor) -> None:
-        if isinstance(message, Listening):
-            self._since = time.monotonic()
-            self._control.send(self._identity, self._registry())
-            self.up.set()
+        match message:
+            case Hello():
+                self._control.send(self._identity, self._registry())
+            case Listening():
+                self._since = time.monotonic()
+                self.up.set()
