@@ -31,9 +31,9 @@ SOON = 10.0
 
 @pytest.fixture(scope="module")
 def served(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose text worker may be killed."""
+    """A server of two gateways whose text worker may be killed."""
     mlp = onnx_models.mlp(tmp_path_factory.mktemp("models") / "mlp.onnx")
-    with Server("--model", TEXT, "--model", f"mlp={mlp}") as running:
+    with Server("--model", TEXT, "--model", f"mlp={mlp}", "--gateways", "2") as running:
         yield running
         assert "Traceback" not in running.log(), running.log()
 
@@ -232,6 +232,6 @@ def test_a_killed_server_leaves_no_orphan(served: Server) -> None:
     """The last test of this server."""
     until(served.ready, "the text model is not back", 60, served.log)
     family = [*served.gateways(), *served.workers().values(), served.engine_loop(TEXT)]
-    assert len(family) == 4
+    assert len(family) == 5
     served.kill()
     until(lambda: all(gone(pid) for pid in family), "orphans are left", 10)

@@ -31,7 +31,7 @@ def running(server: Server) -> float:
 
 
 def generating(server: Server) -> None:
-    until(lambda: running(server) > 0, "nothing is being generated")
+    until(lambda: running(server) > 0, "nothing is being generated", 30, server.log)
 
 
 def quiet(server: Server) -> None:
@@ -93,7 +93,9 @@ def test_a_stream_whose_client_leaves(
     server: Server, idle: Idle, path: str, body: dict[str, Any]
 ) -> None:
     with server.client.stream("POST", server.http + path, json=body | {"stream": True}) as answer:
-        next(answer.iter_lines())
+        assert answer.status_code == 200
+        lines = answer.iter_lines()  # dropping the iterator would drop the connection
+        next(lines)
         generating(server)
     idle()
     quiet(server)
