@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import socket
+import struct
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 
@@ -35,6 +37,9 @@ the newest have sent theirs, and it was not read yet."""
 LAST_ANSWERS = 1.0
 """Seconds that the refusals of what was not finished get to leave."""
 
+SO_ATTACH_FILTER = 26
+BPF_RETURN = 6
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the supervisor says when to stop."""
@@ -46,6 +51,7 @@ class _Server(uvicorn.Server):
         """Close the listener, but first take the connections that wait in its backlog: closing
         alone would reset them, and the requests that they have sent already.
         """
+        _refuse_new(listener)
         waiting = []
         with suppress(OSError):
             while True:
@@ -141,6 +147,18 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind((host, port))
     return listener
+
+
+def _refuse_new(listener: socket.socket) -> None:
+    """Let no more connections into the backlog: a packet filter drops all that arrives, while
+    those that are there stay. Only Linux has this; elsewhere a few may come in meanwhile.
+    """
+    if sys.platform != "linux":
+        return
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    program = struct.pack("HL", 1, ctypes.addressof(drop_all))
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _bracketed(host: str) -> str:
