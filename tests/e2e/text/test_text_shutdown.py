@@ -77,9 +77,11 @@ def test_what_is_being_written_is_finished(gguf: Any) -> None:
     assert "Traceback" not in log
 
 
-def test_what_is_not_finished_in_time_fails_clearly(gguf: Any) -> None:
+@pytest.mark.parametrize("grpc_server", ["native", "grpcio"])
+def test_what_is_not_finished_in_time_fails_clearly(gguf: Any, grpc_server: str) -> None:
+    flags = ["--drain-timeout", "1", "--grpc-server", grpc_server]
     with (
-        Server("--model", TEXT, "--drain-timeout", "1") as server,
+        Server("--model", TEXT, *flags) as server,
         concurrent.futures.ThreadPoolExecutor(4) as pool,
     ):
         begun = begin(server, pool, 7000)
