@@ -35,6 +35,10 @@ PROTOCOLS = {
     "gRPC unary": ("-i", "grpc"),
     "gRPC stream": ("-i", "grpc", "--streaming"),
 }
+SHARED_MEMORY = {
+    f"{name} shared memory": (*PROTOCOLS[name], "--shared-memory", "system")
+    for name in ("HTTP", "gRPC unary")
+}
 WINDOWS = 3
 
 
@@ -59,19 +63,28 @@ class Tool:
     version: str
 
     def measure(
-        self, protocol: str, address: str, model: str, connections: int, seconds: float
+        self,
+        protocol: str,
+        address: str,
+        model: str,
+        connections: int,
+        seconds: float,
+        data: Path | None = None,
     ) -> Point:
         """Keep `connections` requests of one row in flight for some `seconds`.
 
+        `data` is a folder with a file of raw values for each input; without it they are random.
         Raises BenchmarkError where the tool fails or gives no result.
         """
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.csv"
             window = round(seconds / WINDOWS * 1000)
-            command = [self.path, "-m", model, "-x", "1", "-u", address, *PROTOCOLS[protocol]]
+            command = [self.path, "-m", model, "-x", "1", "-u", address]
+            command += (PROTOCOLS | SHARED_MEMORY)[protocol]
             command += ["--concurrency-range", str(connections), "-p", str(window)]
             # Never "stable": the spread between repeats says more than three windows in a row.
             command += ["-r", str(WINDOWS), "-s", "999", "--percentile", "50", "-f", report]
+            command += ["--input-data", data] if data else []
             done = _run([str(part) for part in command], timeout=seconds * 10 + 60)
             if done.returncode or not report.exists():
                 raise BenchmarkError(

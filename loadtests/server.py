@@ -46,7 +46,7 @@ def running(model: str, arguments: Sequence[str] = ()) -> Iterator[Server]:
 
     Raises BenchmarkError where it does not become ready, with what it printed.
     """
-    http_port, grpc_port = _free_ports()
+    http_port, grpc_port = free_ports(2)
     command = [str(Path(sys.executable).parent / "ds-serve"), "--model", model, *arguments]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     with tempfile.TemporaryFile("w+") as log:
@@ -97,9 +97,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_ports() -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    ports = [each.getsockname()[1] for each in sockets]
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
     return ports
