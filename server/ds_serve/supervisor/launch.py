@@ -97,6 +97,7 @@ def text_command(settings: Settings, source: ModelSource, threads: int, socket: 
         "--threads", str(threads),
         "--request-timeout", str(settings.text_timeout),
         "--drain-timeout", str(settings.drain_timeout),
+        "--hang-timeout", str(settings.hang_timeout),
         "--log-format", settings.log_format,
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip

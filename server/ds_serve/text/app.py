@@ -30,8 +30,6 @@ from ds_serve.text.run import Run
 
 log = logging.getLogger("ds_serve.text")
 
-# A step takes well under a second; a loop that owes one for so long hangs.
-STALLED_AFTER = 30.0
 FINGERPRINT = f"ds-serve-{ds_serve.__version__}-openvino"
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -123,8 +121,6 @@ class TextApp:
             return "the model is still loading"
         if self.draining:
             return "the server is shutting down"
-        if self._client.silence() > STALLED_AFTER:
-            return f"the engine has made no step for {self._client.silence():.0f} s"
         return None
 
     async def _render_metrics(self, exchange: Exchange) -> None:

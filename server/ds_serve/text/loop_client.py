@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -104,15 +103,25 @@ class Generation:
 
 
 class LoopClient:
-    """Owns the engine-loop process.
+    """Owns the engine-loop process, which is reached through a socket at `endpoint`.
 
+    A loop that owes a step for `hang_timeout` seconds is killed, and so ends its requests.
     `loaded` resolves when the model has generated a token, or with the reason why it cannot.
     `ended` resolves, with the reason, when the process is gone.
     """
 
-    def __init__(self, config: TextConfig, max_queue: int, logging: LogSettings) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        max_queue: int,
+        logging: LogSettings,
+        endpoint: Path,
+        hang_timeout: float,
+    ) -> None:
         self._config = config
         self._logging = logging
+        self._endpoint = endpoint
+        self._hang_timeout = hang_timeout
         self.max_queue = max_queue
         self._generations: dict[int, Generation] = {}
         self._numbers = 0
@@ -123,26 +132,25 @@ class LoopClient:
         loop = asyncio.get_running_loop()
         self.loaded: asyncio.Future[Loaded] = loop.create_future()
         self.ended: asyncio.Future[ServeError] = loop.create_future()
-        self._exits = contextlib.AsyncExitStack()
+        self._context: zmq.asyncio.Context | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start the process; returns before the model is loaded."""
-        folder = self._exits.enter_context(tempfile.TemporaryDirectory(prefix="ds-serve-"))
-        endpoint = f"ipc://{folder}/loop"
-        context = zmq.asyncio.Context()
-        self._exits.callback(context.destroy, 0)
-        self._socket = context.socket(zmq.PAIR)
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
-        self._socket.bind(endpoint)
-        settings = LoopSettings(endpoint, os.getpid(), self._logging, self._config)
+        address = f"ipc://{self._endpoint}"
+        self._socket.bind(address)
+        settings = LoopSettings(address, os.getpid(), self._logging, self._config)
         argument = msgspec.json.encode(settings, enc_hook=str).decode()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "ds_serve.text.loop", argument
         )
         self._process = process
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch(process))]
+        duties = (self._read(), self._watch(process), self._guard(process))
+        self._tasks = [asyncio.create_task(duty) for duty in duties]
 
     async def stop(self) -> None:
         """Kill the process and release the socket."""
@@ -151,7 +159,9 @@ class LoopClient:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        await self._exits.aclose()
+        if self._context is not None:
+            self._context.destroy(0)
+        self._endpoint.unlink(missing_ok=True)
 
     @property
     def pending(self) -> int:
@@ -241,6 +251,13 @@ class LoopClient:
         await asyncio.sleep(0.05)
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         self._finish(EngineFailure(f"the engine process ended ({how})"))
+
+    async def _guard(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a loop that hangs: nothing else would ever end its requests."""
+        while self.silence() <= self._hang_timeout:
+            await asyncio.sleep(min(1.0, self._hang_timeout / 4))
+        self._finish(EngineFailure(f"the engine hung: no step in {self.silence():.0f} s"))
+        process.kill()
 
     def _finish(self, error: ServeError) -> None:
         if self.ended.done():

@@ -29,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     memory_efficient: bool = False
     request_timeout: float = 0.0
     drain_timeout: float = 30.0
+    hang_timeout: float = 30.0
     log_format: str = "text"
     log_level: str = "info"
     parent_pid: int = 0
@@ -78,6 +79,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     flag("memory-efficient", action="store_true", help="a smaller KV cache")
     flag("request-timeout", type=_at_least(0, float), help="seconds; 0: none")
     flag("drain-timeout", type=_at_least(0, float), help="seconds to finish after SIGTERM")
+    flag("hang-timeout", type=_at_least(0, float), help="seconds that one step may take")
     flag("log-format", choices=logs.FORMATS)
     flag("log-level", choices=logs.LEVELS)
     flag("parent-pid", type=_at_least(0), help="die with this parent process")

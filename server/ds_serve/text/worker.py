@@ -30,6 +30,7 @@ from ds_serve.text.settings import Settings, parse
 log = logging.getLogger("ds_serve.text")
 
 PERMANENT, FAILED = 3, 1
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What answers, already decided, may take to reach their clients.
 FLUSH_SECONDS = 1.0
 
@@ -48,8 +49,6 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._signalled = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
 
     async def run(self) -> None:
         """Serve until SIGTERM; raises ServeError with the reason of any other end."""
@@ -58,7 +57,13 @@ class Worker:
         with _listening(settings.uds) as listener:
             process = f"text-{settings.model}"
             logging_to = LogSettings(settings.log_format, settings.log_level, process)
-            client = LoopClient(settings.engine, settings.max_queue_size, logging_to)
+            client = LoopClient(
+                settings.engine,
+                settings.max_queue_size,
+                logging_to,
+                settings.uds.with_suffix(".loop"),
+                settings.hang_timeout,
+            )
             app = TextApp(settings.model, client, settings.request_timeout)
             server = _server(app)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -76,6 +81,9 @@ class Worker:
         tokenizer = await asyncio.to_thread(TextTokenizer, artifact, info)
         log.info("tokenizer loaded", extra={"fields": {"tokens": len(tokenizer.pieces)}})
         loaded = await client.loaded
+        # From now on there is something to drain. Before, a signal ends the process at once.
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
         app.ready(tokenizer, loaded)
         fields = {
             "model": self._settings.model,
@@ -189,6 +197,8 @@ async def _run(settings: Settings) -> None:
 def main() -> int:
     """Run the worker that the command line asks for; returns its exit code."""
     settings = parse(sys.argv[1:])
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     logs.configure(settings.log_format, settings.log_level, f"text-{settings.model}")
     try:
         if settings.parent_pid:
