@@ -45,6 +45,12 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Fields of a completion that mean nothing in sampling_parameters, and why."""
 
+NUMBERS = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "n"}
+    | {"frequency_penalty", "presence_penalty", "repetition_penalty"}
+)
+"""Fields that Triton's vLLM backend takes as strings too, as its example client sends them."""
+
 FAULTS: Mapping[int, type[ServeError]] = {
     400: InvalidRequest,
     404: NotFound,
@@ -160,6 +166,8 @@ def _sampling(text: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest("sampling_parameters must be a JSON object")
+    for name in NUMBERS & fields.keys():
+        fields[name] = _number(fields[name])
     for name in fields.keys() & ELSEWHERE.keys():
         raise InvalidRequest(f"sampling_parameters has {name!r}, but {ELSEWHERE[name]}")
     if fields.get("n") not in (None, 1):
@@ -167,6 +175,14 @@ def _sampling(text: bytes) -> dict[str, Any]:
             f"sampling_parameters has n {fields['n']!r}, but n must be 1: there is one text_output"
         )
     return fields
+
+
+def _number(value: Any) -> Any:
+    """The number that a string spells; anything else as it is, for the worker to judge."""
+    try:
+        return orjson.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _value(tensor: Tensor) -> Any:

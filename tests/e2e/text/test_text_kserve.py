@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,28 @@ def test_grpc(grpc: tritonclient.grpc.InferenceServerClient, expected: str) -> N
     result = grpc.infer(TEXT, tensors(tritonclient.grpc, **SAMPLING), request_id="7")
     assert text_of(result) == expected
     assert result.get_response().id == "7"
+
+
+async def test_numbers_as_strings(server: Server, expected: str) -> None:
+    """As the example client of Triton's vLLM backend sends them, in the same place twice."""
+    sampling = {name: str(value) for name, value in SAMPLING.items()}
+    request = {
+        "model_name": TEXT,
+        "inputs": tensors(tritonclient.grpc.aio, stream=True, **sampling),
+        "outputs": [tritonclient.grpc.aio.InferRequestedOutput("text_output")],
+        "request_id": "1",
+        "parameters": sampling,
+    }
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield request
+
+    pieces = []
+    async with tritonclient.grpc.aio.InferenceServerClient(server.grpc) as client:
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            pieces.append(text_of(result))
+    assert "".join(pieces) == expected
 
 
 def test_a_grpc_stream_brings_the_pieces_one_by_one(
@@ -196,6 +218,7 @@ WRONG = [
     ("[1]", "sampling_parameters must be a JSON object"),
     ('{"temperature": 9}', "temperature"),
     ('{"max_tokens": 9000}', "the context is 8192 tokens"),
+    ('{"temperature": "warm"}', "temperature"),
     ('{"tmperature": 1}', "tmperature is not a field"),
     ('{"n": 2}', "n must be 1"),
     ('{"prompt": "x"}', "the prompt is the input text_input"),
