@@ -71,7 +71,7 @@ def _check(given: argparse.Namespace, console: Console) -> int:
             for peer in plan.peers:
                 try:
                     with serving(peer, work, path, expected, plan.place) as served:
-                        right = ", ".join(served.requests)
+                        right = ", ".join(served.checked)
                     console.print(f"{peer.name}, {work.name}: right over {right}")
                 except BenchmarkError as error:
                     _say(console, f"{peer.name}, {work.name}: {error}")
@@ -102,7 +102,8 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     if given.write:
         for work in plan.works:
             rows = found.rows(work.name)
-            report.write(PAGE, work.name, results.markdown(rows, BASE.name, about["text"]))
+            text = f"{about['text']} {found.crashed(work.name)}".strip()
+            report.write(PAGE, work.name, results.markdown(rows, BASE.name, text))
         console.print(f"written into {PAGE}")
     return 0
 
@@ -120,11 +121,12 @@ def _measured(plan: Plan, tools: Tools, console: Console) -> results.Results:
 
 
 def _show(plan: Plan, found: results.Results, console: Console) -> None:
+    # A table is printed whole, even where no terminal says how wide it is.
+    wide = Console(width=max(console.width, WIDTH))
     for work in plan.works:
         if rows := found.rows(work.name):
-            # Whole, even where no terminal says how wide it is.
-            width = max(console.width, WIDTH)
-            console.print(results.table(work.title, rows, BASE.name), width=width, crop=False)
+            wide.print(results.table(work.title, rows, BASE.name))
+            _say(console, found.crashed(work.name))
     for refusal in found.refusals:
         _say(console, f"no row: {refusal}")
 
@@ -240,7 +242,8 @@ def _cores(text: str) -> frozenset[int]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, style="red", markup=False, highlight=False)
+    if text:
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from loadtests import direct, perf_analyzer
 from loadtests.peers import processes, workloads, wrk
 from loadtests.peers.base import Peer
-from loadtests.peers.results import IN_PROCESS, Key, Refusal, Results, Sample
+from loadtests.peers.results import IN_PROCESS, Crash, Key, Refusal, Results, Sample
 from loadtests.peers.serving import Example, Place, Served, example, serving
 from loadtests.peers.workloads import Workload
 from loadtests.perf_analyzer import BenchmarkError
@@ -23,6 +23,8 @@ WARM_CONNECTIONS = 16
 SETTLE_SECONDS = 10.0
 IDLE_SECONDS = 0.25
 IDLE_SHARE = 0.25
+CRASH_SECONDS = 0.5
+TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Runner:
     """
 
     def __init__(self, plan: Plan, tools: Tools, advance: Callable[[str], None]) -> None:
-        self.results = Results({}, [])
+        self.results = Results({}, [], [])
         self._plan = plan
         self._tools = tools
         self._advance = advance
@@ -121,9 +123,9 @@ class Runner:
             key = Key(job.work.name, CEILING, IN_PROCESS, rows)
             if not self.results.refused(key):
                 try:
-                    self._add(key, self._direct(job, rows))
+                    self.results.samples.setdefault(key, []).append(self._direct(job, rows))
                 except BenchmarkError as error:
-                    self._refuse(key, str(error))
+                    self._refuse(Refusal(key.workload, key.server, None, str(error)))
             self._advance(CEILING)
 
     def _direct(self, job: Job, rows: int) -> Sample:
@@ -135,53 +137,72 @@ class Runner:
         return Sample(point.rate, point.p50, point.p99, None, None, meter.others(0))
 
     def _peer(self, job: Job, peer: Peer) -> None:
-        """Start it, and measure over each protocol that has not failed before."""
-        protocols = self._plan.protocols_of(peer, job.work)
-        left = [each for each in protocols if not self.results.refused(_any(job, peer, each))]
-        try:
-            if left:
+        """One round of a server; it is started again where it ends after measurements."""
+        keys = self._keys(job, peer)
+        steps, fruitless = [key for key in keys if not self.results.refused(key)], 0
+        while steps:
+            left, up = len(steps), False
+            try:
                 with serving(peer, job.work, job.path, job.expected, self._plan.place) as served:
-                    for protocol in left:
-                        self._protocol(job, peer, served, protocol)
-        except BenchmarkError as error:
-            self.results.refusals.append(Refusal(job.work.name, peer.name, None, str(error)))
-        for _ in range(len(protocols) * len(self._plan.connections)):
+                    up = True
+                    self._measure(job, served, steps)
+            except BenchmarkError as error:
+                fruitless = fruitless + 1 if len(steps) == left else 0
+                again = up and isinstance(error, processes.ServerEnded) and fruitless < TRIES
+                if not again:
+                    self._refuse(Refusal(job.work.name, peer.name, None, str(error)))
+                    break
+                self.results.crashes.append(Crash(job.work.name, peer.name, str(error)))
+        for _ in keys:
             self._advance(peer.name)
 
-    def _protocol(self, job: Job, peer: Peer, served: Served, protocol: str) -> None:
-        """Raises BenchmarkError where the server has ended."""
-        try:
-            with processes.pinned(self._plan.client_cores):
-                seconds = self._plan.warm_up
-                self._tools.load(served, job.work, protocol, WARM_CONNECTIONS, seconds)
-                for connections in self._plan.connections:
-                    key = Key(job.work.name, peer.name, protocol, connections)
-                    self._add(key, self._sample(job, served, key))
-        except BenchmarkError as error:
-            served.processes.check()
-            self._refuse(_any(job, peer, protocol), str(error))
+    def _keys(self, job: Job, peer: Peer) -> list[Key]:
+        return [
+            Key(job.work.name, peer.name, protocol, connections)
+            for protocol in self._plan.protocols_of(peer, job.work)
+            for connections in self._plan.connections
+        ]
+
+    def _measure(self, job: Job, served: Served, steps: list[Key]) -> None:
+        """Take the steps away as they are done. Raises ServerEnded."""
+        warm = ""
+        while steps:
+            key = steps[0]
+            try:
+                with processes.pinned(self._plan.client_cores):
+                    if key.protocol != warm:
+                        self._load(job, served, key, WARM_CONNECTIONS, self._plan.warm_up)
+                        warm = key.protocol
+                    sample = self._sample(job, served, key)
+                self.results.samples.setdefault(key, []).append(sample)
+                del steps[0]
+            except BenchmarkError as error:
+                time.sleep(CRASH_SECONDS)
+                served.processes.check()
+                self._refuse(Refusal(key.workload, key.server, key.protocol, str(error)))
+                steps[:] = [step for step in steps if step.protocol != key.protocol]
+        time.sleep(CRASH_SECONDS)
+        served.processes.check()
+
+    def _load(
+        self, job: Job, served: Served, key: Key, connections: int, seconds: float
+    ) -> wrk.Load:
+        return self._tools.load(served, job.work, key.protocol, connections, seconds)
 
     def _sample(self, job: Job, served: Served, key: Key) -> Sample:
         settle(served)
         meter = Meter()
         before = served.processes.cpu_seconds()
         seconds = self._plan.seconds * job.work.stretch
-        load = self._tools.load(served, job.work, key.protocol, key.at_once, seconds)
+        load = self._load(job, served, key, key.at_once, seconds)
         used = served.processes.cpu_seconds() - before
         others = meter.others(used)
         cpu = used / load.requests * 1000 if load.requests else None
         point, memory = load.point, served.processes.memory()
         return Sample(point.rate, point.p50, point.p99, cpu, memory, others)
 
-    def _add(self, key: Key, sample: Sample) -> None:
-        self.results.samples.setdefault(key, []).append(sample)
-
-    def _refuse(self, key: Key, why: str) -> None:
-        self.results.refusals.append(Refusal(key.workload, key.server, key.protocol, why))
-
-
-def _any(job: Job, peer: Peer, protocol: str) -> Key:
-    return Key(job.work.name, peer.name, protocol, 0)
+    def _refuse(self, refusal: Refusal) -> None:
+        self.results.refusals.append(refusal)
 
 
 def settle(served: Served) -> None:

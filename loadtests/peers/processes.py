@@ -27,10 +27,14 @@ STOP_SECONDS = 15.0
 KILL_SECONDS = 10.0
 TICK = os.sysconf("SC_CLK_TCK")
 SET_CHILD_SUBREAPER = 36
-TAIL = 3000
+TAIL = 1500
 
 Process = tuple[int, int]
 """A process id and its start time, since ids are used again."""
+
+
+class ServerEnded(BenchmarkError):
+    """A server that has ended by itself."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ class Running:
         return sum(_pss(pid) for pid, _ in self.members())
 
     def check(self) -> None:
-        """Raises BenchmarkError where the server has ended by itself."""
-        if self.process.poll() is not None:
-            raise BenchmarkError(f"it ended with {self.process.returncode}:\n{self.printed()}")
+        """Raises ServerEnded where the server has ended by itself."""
+        if (status := self.process.poll()) is not None:
+            raise ServerEnded(f"it ended with {status}:\n{self.printed()}")
 
     def printed(self) -> str:
         return self.log.read_text(errors="replace")[-TAIL:].strip()

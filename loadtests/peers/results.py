@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -78,6 +79,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Crash:
+    """A server that ended by itself between two measurements, and was started again."""
+
+    workload: str
+    server: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Row:
     key: Key
     samples: tuple[Sample, ...]
@@ -124,6 +134,17 @@ class Results:
 
     samples: dict[Key, list[Sample]]
     refusals: list[Refusal]
+    crashes: list[Crash]
+
+    def crashed(self, workload: str) -> str:
+        """A sentence for each server that did, for below the table."""
+        found = [crash for crash in self.crashes if crash.workload == workload]
+        counts = Counter((crash.server, crash.why.partition(":")[0]) for crash in found)
+        return " ".join(
+            f"{server} was started again {count} time{'s' if count > 1 else ''}: {why} while or "
+            "after it was measured."
+            for (server, why), count in counts.items()
+        )
 
     def refused(self, key: Key) -> bool:
         return any(refusal.covers(key) for refusal in self.refusals)
@@ -193,8 +214,12 @@ def as_json(results: Results, base: str, about: dict[str, Any]) -> dict[str, Any
                     "samples": [asdict(sample) for sample in row.samples],
                 }
             )
-    refused = [asdict(refusal) for refusal in results.refusals]
-    return {"about": about, "rows": listed, "refused": refused}
+    return {
+        "about": about,
+        "rows": listed,
+        "refused": [asdict(refusal) for refusal in results.refusals],
+        "crashes": [asdict(crash) for crash in results.crashes],
+    }
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from loadtests.server import free_ports
 START_SECONDS = 120.0
 TOLERANCE = 1e-3
 PLAIN = ("JSON", "bytes")
+GRPC = "gRPC"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Served:
     """A server that answers.
 
     `requests` has one for each protocol of plain HTTP; `data` is a folder with the same row for
-    perf_analyzer, in a file that is called like the input.
+    perf_analyzer, in a file that is called like the input; `checked` are the ways by which its
+    answers were found right.
     """
 
     http: str
@@ -58,6 +60,7 @@ class Served:
     processes: processes.Running
     requests: dict[str, Request]
     data: Path
+    checked: Sequence[str]
 
     def counted(self, model: str) -> tuple[int, int] | None:
         """Requests that succeeded and failed by Triton's statistics; None where there are none."""
@@ -111,12 +114,14 @@ def serving(
             data = folder / "rows"
             data.mkdir()
             (data / work.input).write_bytes(expected.row.tobytes())
-            served = Served(addresses[0], addresses[1], running, requests, data)
+            grpc = any(each.startswith(GRPC) for each in peer.protocols)
+            checked = [*plain, GRPC] if grpc else plain
+            served = Served(addresses[0], addresses[1], running, requests, data, checked)
             _wait(served, requests[plain[0]])
             for protocol in plain:
                 _compare(protocol, _asked(peer, work, served, protocol), expected)
-            if any(each.startswith("gRPC") for each in peer.protocols):
-                _compare("gRPC", _asked_by_grpc(work, served, expected), expected)
+            if grpc:
+                _compare(GRPC, _asked_by_grpc(work, served, expected), expected)
             yield served
 
 

@@ -27,8 +27,8 @@ class Predictor:
         self._model = Model()
 
     @bentoml.api(batchable=True, max_batch_size=SETUP["max_batch"])
-    def predict(self, x: Rows) -> np.ndarray[Any, Any]:
-        output: np.ndarray[Any, Any] = self._model(x)
+    def predict(self, x: Rows) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = self._model(x)
         return output
 
     @bentoml.api
