@@ -33,14 +33,15 @@ from loadtests.perf_analyzer import PROTOCOLS, SHARED_MEMORY, BenchmarkError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "peers.md"
 LISTEN_SECONDS = 2.0
-WIDTH = 120
+WIDTH = 160
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _arguments(arguments)
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     commands = {"install": _install, "check": _check, "run": _run}
     try:
         return commands[given.command](given, console)

@@ -170,6 +170,7 @@ class Runner:
             key = steps[0]
             try:
                 with processes.pinned(self._plan.client_cores):
+                    settle(served)
                     if key.protocol != warm:
                         self._load(job, served, key, WARM_CONNECTIONS, self._plan.warm_up)
                         warm = key.protocol

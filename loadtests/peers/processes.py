@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -69,7 +70,7 @@ class Running:
 def running(launch: Launch, folder: Path, cores: frozenset[int] | None) -> Iterator[Running]:
     """The server, in a session of its own, so that Ctrl-C reaches us first and we stop it.
 
-    Raises BenchmarkError where the program cannot be started.
+    Raises BenchmarkError where it cannot be started.
     """
     _adopt_orphans()
     before = frozenset(descendants())
@@ -77,7 +78,7 @@ def running(launch: Launch, folder: Path, cores: frozenset[int] | None) -> Itera
     with log.open("wb") as file, pinned(cores):
         try:
             process = subprocess.Popen(
-                launch.command,
+                [*_bound(), *launch.command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -86,8 +87,7 @@ def running(launch: Launch, folder: Path, cores: frozenset[int] | None) -> Itera
                 start_new_session=True,
             )
         except OSError as error:
-            program = launch.command[0]
-            raise BenchmarkError(f"{program} cannot be started: {error.strerror}") from None
+            raise BenchmarkError(f"{launch.command[0]}: {error.strerror}") from None
     server = Running(process, before, log)
     try:
         yield server
@@ -165,6 +165,12 @@ def pinned(cores: frozenset[int] | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, ours)
+
+
+def _bound() -> list[str]:
+    """Where util-linux has it: the server is told to end even when we are killed."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def _adopt_orphans() -> None:

@@ -268,6 +268,26 @@ with processes.running(launch, Path({str(tmp_path)!r}), None):
     assert not alive(pid)
 
 
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="util-linux is not there")
+def test_a_server_is_told_to_end_when_the_run_is_killed(tmp_path):
+    text = f"""
+import os, time
+from pathlib import Path
+from loadtests.peers import processes
+from loadtests.peers.base import Launch
+with processes.running(Launch(["sleep", "60"]), Path({str(tmp_path)!r}), None) as server:
+    time.sleep(0.5)
+    Path({str(tmp_path / "pid")!r}).write_text(str(server.process.pid))
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT)
+    pid = daemon_of(tmp_path / "pid")
+    assert alive(pid)
+    process.kill()
+    process.wait()
+    until(lambda: not alive(pid))
+
+
 def test_a_server_is_pinned_and_we_are_not(tmp_path):
     ours = os.sched_getaffinity(0)
     first = min(ours)
