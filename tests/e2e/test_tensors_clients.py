@@ -156,6 +156,26 @@ async def test_errors_say_what_is_wrong(client: Client) -> None:
     assert str(wrong.value.status()) in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
+@pytest.mark.parametrize("kind", HTTP)
+async def test_compressed_bodies_are_refused_by_name(kind: str, tensors: Server) -> None:
+    inputs = {"x": np.ones((1, 64), np.float32)}
+    async with connected(kind, tensors) as client:
+        with pytest.raises(InferenceServerException, match="Content-Encoding 'gzip'") as refused:
+            await client.infer("mlp", inputs, request_compression_algorithm="gzip")
+        assert str(refused.value.status()) == "501"
+        plain = await client.infer("mlp", inputs, response_compression_algorithm="gzip")
+        assert plain.as_numpy("y").shape == (1, 8)
+
+
+@pytest.mark.parametrize("kind", ["grpc", "grpc-aio"])
+async def test_compressed_messages_are_read(kind: str, tensors: Server) -> None:
+    inputs = {"x": np.ones((1, 64), np.float32)}
+    async with connected(kind, tensors) as client:
+        plain = await client.infer("mlp", inputs)
+        small = await client.infer("mlp", inputs, compression_algorithm="gzip")
+        np.testing.assert_array_equal(small.as_numpy("y"), plain.as_numpy("y"))
+
+
 async def test_lengths_may_differ_from_request_to_request(tensors: Server) -> None:
     """Those that differ run apart, those that agree together, and all at the same time."""
     random = np.random.default_rng(3)

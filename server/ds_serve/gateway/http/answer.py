@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ds_engines.errors import Cancelled, InvalidRequest
+from ds_engines.errors import Cancelled, InvalidRequest, Unsupported
 from ds_serve.gateway.budget import Budget
 
 Scope = MutableMapping[str, Any]
@@ -49,27 +49,44 @@ class Answer:
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, budget: Budget) -> bytes:
-    """The whole body. Raises TooLarge before reading what is announced as too large."""
-    announced = headers.get(b"content-length")
-    if announced is not None:
-        if not announced.isdigit():
-            raise InvalidRequest(f"Content-Length {announced.decode(errors='replace')!r}")
-        budget.check(int(announced))
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Cancelled("the client left before its request was complete")
-    if not message.get("more_body"):
-        return message.get("body", b"")  # type: ignore[no-any-return]
-    chunks = [message["body"]]
-    size = len(chunks[0])
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Cancelled("the client left before its request was complete")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        budget.check(size)
-    return b"".join(chunks)
+    """The whole body, taken from the budget as it arrives: its length is to be given back.
+
+    Raises TooLarge before reading what is announced as too large, Overloaded where the budget
+    has no room, Unsupported for a body that is encoded; nothing is taken then.
+    """
+    _check_announced(headers, budget)
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Cancelled("the client left before its request was complete")
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            budget.check(size + len(chunk))
+            budget.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+    except BaseException:
+        budget.give(size)
+        raise
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_announced(headers: dict[bytes, bytes], budget: Budget) -> None:
+    length = headers.get(b"content-length")
+    if length is not None:
+        if not length.isdigit():
+            raise InvalidRequest(f"Content-Length {length.decode(errors='replace')!r}")
+        budget.check(int(length))
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        raise Unsupported(
+            f"Content-Encoding {encoding.decode(errors='replace')!r} is not supported: send the "
+            "body as it is"
+        )
 
 
 class Watch:

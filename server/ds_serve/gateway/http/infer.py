@@ -49,7 +49,6 @@ class InferRoute:
         match = PATH.fullmatch(path)
         assert match is not None, "the application has matched the path"
         body = await read_body(headers, receive, self._budget)
-        self._budget.take(len(body))
         watch = Watch(receive)
         try:
             request, wanted = kserve_codec.decode(

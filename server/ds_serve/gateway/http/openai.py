@@ -57,7 +57,6 @@ class OpenAIRoutes:
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, stream: _Stream
     ) -> int:
         body = await read_body(headers, receive, self._budget)
-        self._budget.take(len(body))
         watch = Watch(receive)
         try:
             backend = self._gateway.text(_model(body))
