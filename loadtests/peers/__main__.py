@@ -1,6 +1,6 @@
 """ds-serve beside other servers: the same ONNX file, the same client, the same machine.
 
-    python -m loadtests.peers install       an environment for each server, some 1.5 GB in all
+    python -m loadtests.peers install       an environment for each server, some 2 GB in all
     python -m loadtests.peers check         starts each server and compares its answers
     python -m loadtests.peers               measures, and prints a table for each workload
 
