@@ -1,7 +1,7 @@
 """A server and all the processes it starts: what they cost, and that none of them stays.
 
-Some servers start daemons that leave their session and lose their parent. This process becomes
-the one that such orphans fall to, so whatever descends from it and was not there before the
+Some servers start daemons that leave their session and lose their parent. Meanwhile this process
+is the one that such orphans fall to, so whatever descends from it and was not there before the
 server, is the server's.
 """
 
@@ -72,7 +72,7 @@ def running(launch: Launch, folder: Path, cores: frozenset[int] | None) -> Itera
 
     Raises BenchmarkError where it cannot be started.
     """
-    _adopt_orphans()
+    _adopt_orphans(True)
     before = frozenset(descendants())
     log = folder / "server.log"
     with log.open("wb") as file, pinned(cores):
@@ -92,7 +92,10 @@ def running(launch: Launch, folder: Path, cores: frozenset[int] | None) -> Itera
     try:
         yield server
     finally:
-        _stop(server)
+        try:
+            _stop(server)
+        finally:
+            _adopt_orphans(False)
 
 
 def _stop(server: Running) -> None:
@@ -173,8 +176,8 @@ def _bound() -> list[str]:
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
-def _adopt_orphans() -> None:
-    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def _adopt_orphans(adopt: bool) -> None:
+    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def _stat(pid: int) -> list[int]:
