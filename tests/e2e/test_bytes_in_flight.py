@@ -40,11 +40,17 @@ def begin(server: Server, sent: int, path: str = "/v2/models/slow/infer") -> soc
 
 
 def answer(connection: socket.socket) -> tuple[int, str]:
-    """The status and all that has arrived; an answer must come."""
-    said = connection.recv(8192).decode()
-    found = re.match(r"HTTP/1.1 (\d+)", said)
+    """The status and the whole answer; head and body may arrive apart."""
+    said = ""
+    while not (whole := re.search(r"content-length: (\d+).*?\r\n\r\n(.*)", said, re.DOTALL)) or (
+        len(whole[2]) < int(whole[1])
+    ):
+        piece = connection.recv(8192).decode().lower()
+        assert piece, f"it broke off after {said!r}"
+        said += piece
+    found = re.match(r"http/1.1 (\d+)", said)
     assert found, said
-    return int(found[1]), said.lower()
+    return int(found[1]), said
 
 
 @pytest.mark.parametrize("path", ["/v2/models/slow/infer", "/v1/chat/completions"])
