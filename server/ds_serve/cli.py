@@ -33,6 +33,10 @@ HELP = {
     "max_request_bytes": "bytes of one request's body; then 413",
     "max_bytes_in_flight": "bytes of all requests that a gateway holds; then 503",
     "exit_on_model_failure": "end, with status 1, when any model fails for good",
+    "trace_file": "file for traces of single requests, in Triton's format; none: no traces",
+    "trace_rate": "trace one request in so many",
+    "trace_count": "traces to make at most; -1: no end",
+    "trace_log_frequency": "traces for each file, X.0, X.1 and so on; 0: one file",
     "log_format": "text or json",
     "log_level": "debug, info, warning or error",
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_serve.gateway.config import Limits
 from ds_serve.logs import FORMATS, LEVELS
+from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
 GRPC_SERVERS = ("native", "grpcio")
@@ -34,6 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_request_bytes: int = Limits().max_request_bytes
     max_bytes_in_flight: int = Limits().max_bytes_in_flight
     exit_on_model_failure: bool = False
+    trace_file: str = ""
+    trace_rate: int = TraceSettings().trace_rate
+    trace_count: int = TraceSettings().trace_count
+    trace_log_frequency: int = TraceSettings().log_frequency
     log_format: str = "text"
     log_level: str = "info"
 
@@ -44,6 +51,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             text_timeout=self.text_timeout,
             max_request_bytes=self.max_request_bytes,
             max_bytes_in_flight=self.max_bytes_in_flight,
+        )
+
+    @property
+    def tracing(self) -> TraceSettings:
+        """What each gateway is told; `trace_count` is shared out among them."""
+        count = self.trace_count
+        return TraceSettings(
+            trace_file=str(Path(self.trace_file).absolute()) if self.trace_file else "",
+            trace_level=TIMESTAMPS if self.trace_file else OFF,
+            trace_rate=self.trace_rate,
+            trace_count=-(-count // self.gateways) if count > 0 else count,
+            log_frequency=self.trace_log_frequency,
         )
 
     def check(self) -> None:
@@ -58,7 +77,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--http-port and --grpc-port are both {self.http_port}")
         for name in ("gateways", "max_batch_size", "max_queue_size", "max_request_bytes"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("batch_delay_us", "max_seq_len", "drain_timeout"):
+        self._require("trace_rate", self.trace_rate >= 1, "1 or more")
+        self._require("trace_count", self.trace_count >= -1, "-1 or more")
+        for name in ("batch_delay_us", "max_seq_len", "drain_timeout", "trace_log_frequency"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("request_timeout", "text_timeout", "hang_timeout"):
             self._require(name, getattr(self, name) > 0, "above 0")

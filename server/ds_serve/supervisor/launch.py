@@ -10,6 +10,7 @@ from pathlib import Path
 from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
+from ds_serve import tracing
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.gateway.text import INPUTS, OUTPUTS
 from ds_serve.models import ModelSource
@@ -39,6 +40,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
             raise ConfigError(
                 f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
             )
+    if settings.trace_file and not settings.trace_log_frequency:
+        tracing.create(Path(settings.trace_file))
 
 
 def worker_config(
@@ -122,4 +125,5 @@ def gateway_config(
         grpc_port=grpc_port,
         grpc_server=settings.grpc_server,
         limits=settings.limits,
+        tracing=settings.tracing,
     )

@@ -32,6 +32,7 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     deadline: float
     inputs: list[Tensor]
     outputs: tuple[str, ...]
+    traced: bool = False
 
 
 class Cancel(msgspec.Struct, array_like=True, gc=False, tag=1):
@@ -62,11 +63,15 @@ class Fault(msgspec.Struct, array_like=True, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False, tag=0):
-    """Worker to gateway: the outputs, or what went wrong."""
+    """Worker to gateway: the outputs, or what went wrong.
+
+    `times` are those that ds_serve.tracing.IN_WORKER names, for a request that is traced.
+    """
 
     id: int
     outputs: list[Tensor] = []
     fault: Fault | None = None
+    times: tuple[int, ...] = ()
 
 
 class Duration(msgspec.Struct, array_like=True):

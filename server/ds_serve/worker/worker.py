@@ -81,6 +81,8 @@ class Worker:
     def _admit(self, gateway: Link, request: Infer, refused: list[object]) -> None:
         try:
             job = Job(gateway, request, arrays_of(request))
+            if request.traced:
+                job.queued_ns = time.monotonic_ns()
             self._queue.push(
                 Entry(
                     key=(gateway, request.id),

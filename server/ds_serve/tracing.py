@@ -1,0 +1,184 @@
+"""Traces: when single requests went through which stage, in Triton's file format and vocabulary.
+
+A trace is begun by a front-end, carried by the request, and kept once it is answered. The trace
+file is one JSON array which all gateways extend in place, so that it can be read at any time.
+Times are nanoseconds of the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from ds_engines.errors import ConfigError
+from ds_engines.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+OFF, TIMESTAMPS = "OFF", "TIMESTAMPS"
+
+WRITE_SECONDS = 0.5
+"""How long a trace waits at most before it is in the file."""
+
+IN_WORKER = (
+    "QUEUE_START",
+    "COMPUTE_START",
+    "COMPUTE_INPUT_END",
+    "COMPUTE_OUTPUT_START",
+    "COMPUTE_END",
+)
+"""What the times of a worker's answer are called, in order."""
+
+_TAIL = 4096
+_ID = re.compile(rb'^\{"id":(\d+),', re.MULTILINE)
+
+
+class TraceSettings(msgspec.Struct, frozen=True):
+    """Triton's trace settings, by Triton's names.
+
+    One of `trace_rate` requests is traced, until `trace_count` were (-1: without end). With a
+    `log_frequency` of N above 0, each N traces make a file of their own, `trace_file`.0 and so on.
+    """
+
+    trace_file: str = ""
+    trace_level: str = OFF
+    trace_rate: int = 1000
+    trace_count: int = -1
+    log_frequency: int = 0
+
+
+class Trace:
+    """One request's times."""
+
+    __slots__ = ("model", "request_id", "times", "version")
+
+    def __init__(self, first: str) -> None:
+        self.model = self.version = self.request_id = ""
+        self.times: list[tuple[str, int]] = []
+        self.mark(first)
+
+    def mark(self, name: str) -> None:
+        """`name` happens now."""
+        self.times.append((name, time.monotonic_ns()))
+
+    def answered(self, spec: ModelSpec, request_id: str, in_worker: Sequence[int]) -> None:
+        """The worker's answer is there, with the times named by IN_WORKER."""
+        self.model, self.version, self.request_id = spec.name, spec.version, request_id
+        self.times.extend(zip(IN_WORKER, in_worker, strict=True))
+        self.mark("REQUEST_END")
+
+
+class Tracer:
+    """Picks the requests to trace and writes their traces. `on` is all that others cost."""
+
+    def __init__(self, settings: TraceSettings | None = None) -> None:
+        self.on = False
+        self._waiting: list[Trace] = []
+        self.update(settings or TraceSettings())
+
+    def update(self, settings: TraceSettings) -> None:
+        """Trace by these settings from now on."""
+        self.flush()
+        self.settings = settings
+        self._seen = 0
+        self._left = settings.trace_count
+        self.on = bool(
+            settings.trace_level == TIMESTAMPS and settings.trace_file and settings.trace_count
+        )
+
+    def begin(self, first: str) -> Trace | None:
+        """A trace for each request whose turn it is; `first` is what happens to it now."""
+        self._seen += 1
+        if self._seen % self.settings.trace_rate:
+            return None
+        self._left -= 1
+        self.on = self._left != 0
+        return Trace(first)
+
+    def keep(self, trace: Trace) -> None:
+        """Write the trace within WRITE_SECONDS. One that no worker answered is dropped."""
+        if not trace.model:
+            return
+        self._waiting.append(trace)
+        each = self.settings.log_frequency
+        if each and len(self._waiting) >= each:
+            self._flush_aside()
+        elif not each and len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(WRITE_SECONDS, self._flush_aside)
+
+    def flush(self) -> None:
+        """Write what is there."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._write(waiting)
+
+    def _flush_aside(self) -> None:
+        """`flush` in another thread: a disk may take its time."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            asyncio.get_running_loop().run_in_executor(None, self._write, waiting)
+
+    def _write(self, traces: list[Trace]) -> None:
+        path = self.settings.trace_file
+        try:
+            append(_numbered(path) if self.settings.log_frequency else Path(path), traces)
+        except OSError as error:
+            self.on = False
+            log.error("tracing ends: %s cannot be written: %s", path, error.strerror)
+
+
+def create(path: Path) -> None:
+    """Empty the trace file. Raises ConfigError where it cannot be written."""
+    try:
+        path.write_bytes(b"[\n]\n")
+    except OSError as error:
+        raise ConfigError(f"--trace-file {path} cannot be written: {error.strerror}") from None
+
+
+def append(path: Path, traces: Iterable[Trace]) -> None:
+    """Add traces to the array in the file, numbered on from its last; made where it is missing.
+
+    Other processes may do the same at the same time. Raises OSError.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        numbers = _ID.findall(file.read())
+        first = int(numbers[-1]) + 1 if numbers else 1
+        lines = [orjson.dumps(r) for n, t in enumerate(traces, first) for r in _records(n, t)]
+        # Over the bracket that ends the array goes the rest of it, in a single write.
+        file.seek(size - len(b"\n]\n") if numbers else 0)
+        file.write((b",\n" if numbers else b"[\n") + b",\n".join(lines) + b"\n]\n")
+
+
+def _records(number: int, trace: Trace) -> tuple[dict[str, Any], dict[str, Any]]:
+    version = int(trace.version) if trace.version.isdecimal() else -1
+    about: dict[str, Any] = {"id": number, "model_name": trace.model, "model_version": version}
+    if trace.request_id:
+        about["request_id"] = trace.request_id
+    times = [{"name": name, "ns": ns} for name, ns in trace.times]
+    return about, {"id": number, "timestamps": times}
+
+
+def _numbered(path: str) -> Path:
+    """The first of `path`.0, `path`.1 and so on that was not there; it is now."""
+    for number in count():
+        numbered = Path(f"{path}.{number}")
+        try:
+            numbered.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return numbered
+    raise AssertionError("count() has no end")
