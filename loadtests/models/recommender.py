@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -88,29 +89,43 @@ def _read(graph: Graph, behaviour: str, padding: str) -> str:
 def _interest(graph: Graph, queries: str, keys: str, present: str) -> str:
     """DIN attention of each candidate over the sequence, [n, 100, 32]; weights not normalised.
 
-    The first layer is W [q, k, q - k, q * k] = (Wq + Wd) q + (Wk - Wd) k + Wp (q * k). So its last
-    two terms are a product of (Wp * q + Wk - Wd), one for each hidden unit, with k, and the
-    tensor of pairs, [n, 100, 50, 128], is never made.
+    The first layer, W [q, k, q - k, q * k] + b, is ((Wk - Wd) + Wp * q) k + ((Wq + Wd) q + b):
+    for each hidden unit a product of something of q, `left`, with [k, 1]. So the tensor of pairs,
+    [n, 100, 50, 128], is never made. Where k is padding all of [k, 1] is 0, and so is the weight.
     """
+    there = graph.add("Unsqueeze", present, graph.numbers(2))
+    known = graph.add("Concat", graph.add("Mul", keys, there), there, axis=2)
+    one = graph.add("Unsqueeze", _with_one(graph, queries), graph.numbers(1))
+    left = graph.add("MatMul", one, graph.constant(_pair_weights(graph)))
+    pairs = graph.add(
+        "MatMul",
+        graph.reshape(left, 0, INTEREST * CHOICES, WIDTH + 1),
+        graph.add("Transpose", known, perm=[0, 2, 1]),
+    )
+    hidden = graph.reshape(graph.add("Relu", pairs), 0, INTEREST, CHOICES * STEPS)
+    last = graph.constant(graph.drawn(1, INTEREST, fan_in=INTEREST))
+    weights = graph.reshape(graph.add("MatMul", last, hidden), 0, CHOICES, STEPS)
+    return graph.add("MatMul", weights, keys)
+
+
+def _with_one(graph: Graph, queries: str) -> str:
+    """[n, 100, 33]: the last column is 1."""
+    pads = graph.numbers(0, 0, 0, 0, 0, 1)
+    return graph.add("Pad", queries, pads, graph.scalar(1))
+
+
+def _pair_weights(graph: Graph) -> npt.NDArray[np.float32]:
+    """[16, 33, 33], which turns [q, 1] into `left` for each hidden unit."""
     of_query, of_key, of_difference, of_product = (
         graph.drawn(INTEREST, WIDTH, fan_in=4 * WIDTH) for _ in range(4)
     )
-    each = graph.add("Unsqueeze", queries, graph.numbers(1))
-    scaled = graph.add("Mul", each, graph.constant(of_product[:, None]))
-    left = graph.add("Add", scaled, graph.constant((of_key - of_difference)[:, None]))
-    right = graph.add("Transpose", keys, perm=[0, 2, 1])
-    pairs = graph.add("MatMul", graph.reshape(left, 0, INTEREST * CHOICES, WIDTH), right)
-    alone = graph.add(
-        "MatMul",
-        graph.constant(of_query + of_difference),
-        graph.add("Transpose", queries, perm=[0, 2, 1]),
-    )
-    summed = graph.add("Add", pairs, graph.reshape(alone, 0, INTEREST * CHOICES, 1))
-    hidden = graph.reshape(graph.add("Relu", summed), 0, INTEREST, CHOICES * STEPS)
-    last = graph.constant(graph.drawn(1, INTEREST, fan_in=INTEREST))
-    weights = graph.reshape(graph.add("MatMul", last, hidden), 0, CHOICES, STEPS)
-    there = graph.add("Unsqueeze", present, graph.numbers(1))
-    return graph.add("MatMul", graph.add("Mul", weights, there), keys)
+    made = np.zeros((INTEREST, WIDTH + 1, WIDTH + 1), np.float32)
+    diagonal = np.arange(WIDTH)
+    made[:, diagonal, diagonal] = of_product
+    made[:, WIDTH, :WIDTH] = of_key - of_difference
+    made[:, :WIDTH, WIDTH] = of_query + of_difference
+    made[:, WIDTH, WIDTH] = graph.drawn(INTEREST, fan_in=100)
+    return made
 
 
 def _user(graph: Graph, read: str, present: str) -> str:
