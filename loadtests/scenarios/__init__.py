@@ -1,15 +1,15 @@
 """What a load test sends: a module here for each kind of request, a TOML file for each run.
 
-A tensor scenario is a module with three functions, written down in `Tensors`. A TOML file beside
-it names the module and says how much load, for how long, and what must come out; several files
-may name one module. `python -m loadtests.load` runs them.
+A tensor scenario is a module with three functions, written down in `Tensors`; one of chat follows
+`Chats`. A TOML file beside it names the module and says how much load, for how long, and what must
+come out; several files may name one module. `python -m loadtests.load` runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,4 +48,26 @@ class Tensors(Protocol):
 
         Called for a sample of the answers only, so it may cost some milliseconds.
         """
+        ...
+
+
+class Chats(Protocol):
+    """What a module of chat requests holds."""
+
+    @staticmethod
+    def model(folder: Path, **options: object) -> str | list[str]:
+        """As in Tensors."""
+        ...
+
+    @staticmethod
+    def prompts(seed: int) -> Iterator[dict[str, Any]]:
+        """Bodies of OpenAI's chat completions without end, for one user.
+
+        `model` and `stream` are added to them.
+        """
+        ...
+
+    @staticmethod
+    def check(prompt: dict[str, Any], text: str, tokens: int) -> str | None:
+        """What is wrong with the answer, of so many tokens, in a few words, or None."""
         ...
