@@ -63,6 +63,12 @@ DATATYPES: dict[str, Datatype] = {
 
 _FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 
+_CODES = {
+    "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
+    "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+"""What `struct` calls the types that it packs, refusing values out of range as we do."""
+
 
 def find(datatype: str, name: str = "") -> Datatype:
     """The datatype of that KServe name. Raises InvalidRequest, naming tensor `name`."""
@@ -198,6 +204,21 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -
     return _reshape(name, _convert(name, kind, flat), shape)
 
 
+def bytes_of_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> Buffer:
+    """The raw form of what a JSON list holds: `from_json` and `to_bytes`. Raises as they do."""
+    code = _CODES.get(datatype)
+    if (
+        code is not None
+        and len(data) == count(shape, name)
+        and _ALLOWED[datatype][0].issuperset(map(type, data))
+    ):
+        try:
+            return struct.pack(f"<{len(data)}{code}", *data)
+        except (struct.error, OverflowError):
+            pass  # what is wrong is found and said by the long way
+    return to_bytes(datatype, from_json(name, datatype, shape, data), name)
+
+
 def to_json(datatype: str, array: Array, name: str = "") -> list[Any]:
     """The elements as a flat row-major list of what `json` can write; BYTES as UTF-8 text.
 
@@ -230,6 +251,16 @@ def to_json_text(datatype: str, array: Array, name: str = "") -> bytes:
     if b"null" in text:
         return json.dumps(flat.tolist(), separators=(",", ":")).encode()
     return text
+
+
+def json_of_bytes(datatype: str, shape: Sequence[int], data: Buffer, name: str = "") -> bytes:
+    """The elements of raw data as JSON text: `to_array` and `to_json_text`. Raises as they do."""
+    if datatype in _CODES:
+        flat = np.frombuffer(data, DATATYPES[datatype].dtype)
+        text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" not in text:
+            return text
+    return to_json_text(datatype, to_array(datatype, shape, data, name), name)
 
 
 def float32_to_bf16(array: Array) -> NDArray[np.uint16]:

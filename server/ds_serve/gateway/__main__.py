@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 
 import uvicorn
 import uvloop
@@ -20,6 +21,7 @@ from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import server as grpc_server
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.app import Application
+from ds_serve.gateway.http.express import Protocol
 from ds_serve.transport.codec import frames_of, read_from_supervisor
 from ds_serve.transport.link import Link, connect
 from ds_serve.transport.messages import Hello, Listening, Registry, Stop
@@ -126,13 +128,14 @@ def _http(config: GatewayConfig, application: Application) -> _Server:
     return _Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=partial(Protocol, infer=application.infer),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             backlog=4096,
         )

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
-from ds_serve.gateway.requests import InferReply, InferRequest, check
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
 from ds_serve.transport.codec import frames_of, read_from_worker
 from ds_serve.transport.link import Link, Outbox, connect
-from ds_serve.transport.messages import Answer, Cancel, Infer, Statistics, StatisticsQuery
+from ds_serve.transport.messages import Cancel, Infer, Statistics, StatisticsQuery
 
 STATISTICS_SECONDS = 2.0
+NEVER = float("inf")
 
 
 class Backend(Protocol):
     """A model that is ready."""
+
+    def begin(self, request: InferRequest, done: Done) -> Abandon:
+        """As `infer`, without a task. Raises InvalidRequest at once; `done` is told the rest."""
 
     def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
         """The answers, as they come. Raises the errors of ds_engines.errors."""
@@ -41,39 +46,39 @@ class TensorBackend:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._ids = count(1)
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, tuple[InferRequest, Done]] = {}
         self._statistics: dict[int, asyncio.Future[Statistics]] = {}
         self._loop = asyncio.get_running_loop()
         self._link = Link(self._receive, on_lost=self._lost)
         self._outbox = Outbox(self._flush)
+        self._due = NEVER
+        self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self, address: str) -> None:
         """Raises OSError where the worker is gone already."""
         await connect(Path(address), self._link)
 
+    def begin(self, request: InferRequest, done: Done) -> Abandon:
+        rows = check(self.spec, request)
+        key = next(self._ids)
+        self._waiting[key] = (request, done)
+        self._outbox.put(
+            Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
+        )
+        if request.deadline < self._due:
+            self._wake_at(request.deadline)
+        return partial(self._abandon, key)
+
     async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
         yield await self.infer(request)
 
     async def infer(self, request: InferRequest) -> InferReply:
-        rows = check(self.spec, request)
-        key = next(self._ids)
-        answer = self._waiting[key] = self._loop.create_future()
-        self._outbox.put(
-            Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
-        )
-        timer = self._loop.call_later(
-            max(0.0, request.deadline - time.monotonic()), self._expire, answer, request
-        )
+        answer: asyncio.Future[InferReply] = self._loop.create_future()
+        abandon = self.begin(request, partial(_resolve, answer))
         try:
-            reply = await answer
+            return await answer
         finally:
-            timer.cancel()
-            # Still there: the client went away, or the deadline passed. Nobody wants the answer.
-            if self._waiting.pop(key, None) is not None:
-                self._outbox.put(Cancel(key))
-        if reply.fault is not None:
-            raise reply.fault.error()
-        return InferReply(request.model, self.spec.version, request.id, reply.outputs)
+            abandon()
 
     async def statistics(self) -> Statistics:
         key = next(self._ids)
@@ -93,21 +98,25 @@ class TensorBackend:
         self._fail(reason)
         self._link.close()
 
+    def _abandon(self, key: int) -> None:
+        if self._waiting.pop(key, None) is not None:
+            self._outbox.put(Cancel(key))
+
     def _fail(self, reason: ServeError) -> None:
-        futures: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._statistics.values()]
-        for future in futures:
+        waiting, self._waiting = self._waiting, {}
+        for _, done in waiting.values():
+            done(reason)
+        for future in self._statistics.values():
             if not future.done():
                 future.set_exception(reason)
-        self._waiting.clear()
 
     def _flush(self, messages: list[object]) -> None:
         if self._link.send(frames_of(messages)):
             return
         for message in messages:
             if isinstance(message, Infer) and message.id in self._waiting:
-                lost = self._waiting.pop(message.id)
-                if not lost.done():
-                    lost.set_exception(_lost(self.spec))
+                _, done = self._waiting.pop(message.id)
+                done(_lost(self.spec))
 
     def _lost(self, link: Link) -> None:
         self._fail(_lost(self.spec))
@@ -120,15 +129,46 @@ class TensorBackend:
                     asked.set_result(message)
                 continue
             waiting = self._waiting.pop(message.id, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message)
+            if waiting is None:
+                continue
+            request, done = waiting
+            if message.fault is None:
+                version = self.spec.version
+                done(InferReply(request.model, version, request.id, message.outputs))
+            else:
+                done(message.fault.error())
 
-    def _expire(self, answer: asyncio.Future[Answer], request: InferRequest) -> None:
-        if not answer.done():
-            waited = time.monotonic() - request.arrived
-            answer.set_exception(
-                DeadlineExceeded(f"model {request.model!r} gave no answer within {waited:.3f} s")
-            )
+    # One timer for all requests, at the earliest deadline: most are answered long before.
+
+    def _wake_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._due, self._timer = NEVER, None
+        now = time.monotonic()
+        for key, (request, done) in list(self._waiting.items()):
+            if request.deadline <= now and key in self._waiting:
+                self._abandon(key)
+                done(_late(request, now))
+        if self._waiting:
+            self._wake_at(min(request.deadline for request, _ in self._waiting.values()))
+
+
+def _resolve(answer: asyncio.Future[InferReply], outcome: InferReply | ServeError) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, InferReply):
+        answer.set_result(outcome)
+    else:
+        answer.set_exception(outcome)
+
+
+def _late(request: InferRequest, now: float) -> DeadlineExceeded:
+    waited = now - request.arrived
+    return DeadlineExceeded(f"model {request.model!r} gave no answer within {waited:.3f} s")
 
 
 def _lost(spec: ModelSpec) -> Unavailable:

@@ -9,7 +9,7 @@ from ds_engines.errors import NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
-from ds_serve.gateway.requests import InferReply, InferRequest
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.gateway.text import TextBackend
 from ds_serve.transport.messages import ModelState, Registry, Statistics
 
@@ -104,6 +104,10 @@ class Gateway:
                 f"model {name!r} takes tensors: send it to /v2/models/{name}/infer or over gRPC"
             )
         return backend
+
+    def begin(self, request: InferRequest, done: Done) -> Abandon:
+        """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
+        return self.backend(request.model, request.version).begin(request, done)
 
     async def infer(self, request: InferRequest) -> InferReply:
         """The one answer. Raises the errors of ds_engines.errors."""

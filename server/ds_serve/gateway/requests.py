@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from ds_engines import datatypes
-from ds_engines.errors import InvalidRequest
+from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.transport.messages import Tensor
 
@@ -41,6 +43,13 @@ class InferReply(msgspec.Struct, gc=False):
     final: bool = True
 
 
+Done = Callable[[InferReply | ServeError], None]
+"""Told the one answer, or what went wrong; must not raise."""
+
+Abandon = Callable[[], None]
+"""Nobody wants the answer any more: it is not computed where that can be helped, nor told."""
+
+
 def check(spec: ModelSpec, request: InferRequest) -> int:
     """The number of rows in the request.
 
@@ -48,10 +57,12 @@ def check(spec: ModelSpec, request: InferRequest) -> int:
     shape or size than the model expects.
     """
     rows: int | None = None
+    in_order = len(request.inputs) == len(spec.inputs)
     for index, tensor in enumerate(request.inputs):
         known = spec.inputs[index] if index < len(spec.inputs) else None
         if known is None or known.name != tensor.name:
             known = spec.input(tensor.name)
+            in_order = False
         if known is None:
             names = ", ".join(t.name for t in spec.inputs)
             raise InvalidRequest(
@@ -66,7 +77,8 @@ def check(spec: ModelSpec, request: InferRequest) -> int:
                 f"other inputs have {rows}"
             )
         rows = tensor.shape[axis]
-    _check_names(spec, request)
+    if request.outputs or not in_order:
+        _check_names(spec, request)
     return _check_rows(spec, rows)
 
 
@@ -88,8 +100,16 @@ def _check_tensor(spec: ModelSpec, known: TensorSpec, tensor: Tensor) -> int | N
             f"input {tensor.name!r} of model {spec.name!r} has shape {list(expected)} "
             f"(-1: any size), the request's is {list(shape)}"
         )
-    datatypes.check_data(tensor.name, tensor.datatype, shape, _data(tensor))
+    data = _data(tensor)
+    if not _has_size(tensor.datatype, shape, data):
+        datatypes.check_data(tensor.name, tensor.datatype, shape, data)
     return known.batch_axis if spec.batch.max_batch_size else None
+
+
+def _has_size(datatype: str, shape: tuple[int, ...], data: memoryview) -> bool:
+    """Whether fixed-size data is right, said at once; the long way says what is wrong."""
+    itemsize = datatypes.DATATYPES[datatype].itemsize
+    return itemsize > 0 and math.prod(shape) * itemsize == len(data)
 
 
 def _data(tensor: Tensor) -> memoryview:

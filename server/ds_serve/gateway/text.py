@@ -24,7 +24,7 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec, TensorSpec
-from ds_serve.gateway.requests import InferReply, InferRequest, check
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
 from ds_serve.transport.messages import Statistics, Tensor
 
 INPUTS = (
@@ -117,6 +117,22 @@ class TextBackend:
                 return
             async for text, done in _deltas(answer):
                 yield _reply(self.spec, request, text, final=done)
+
+    def begin(self, request: InferRequest, done: Done) -> Abandon:
+        check(self.spec, request)
+        task = asyncio.ensure_future(self._finish(request, done))
+
+        def abandon() -> None:
+            task.cancel()
+
+        return abandon
+
+    async def _finish(self, request: InferRequest, done: Done) -> None:
+        try:
+            outcome: InferReply | ServeError = await self.infer(request)
+        except ServeError as error:
+            outcome = error
+        done(outcome)
 
     async def infer(self, request: InferRequest) -> InferReply:
         """The whole text at once."""

@@ -54,7 +54,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, budget: Budge
     Raises TooLarge before reading what is announced as too large, Overloaded where the budget
     has no room, Unsupported for a body that is encoded; nothing is taken then.
     """
-    _check_announced(headers, budget)
+    check_announced(headers, budget)
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -75,7 +75,8 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, budget: Budge
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _check_announced(headers: dict[bytes, bytes], budget: Budget) -> None:
+def check_announced(headers: dict[bytes, bytes], budget: Budget) -> None:
+    """Raises InvalidRequest, TooLarge or Unsupported for what the headers say of the body."""
     length = headers.get(b"content-length")
     if length is not None:
         if not length.isdigit():

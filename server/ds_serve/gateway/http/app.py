@@ -1,4 +1,4 @@
-"""The ASGI application: the two hot paths by hand, the rest by FastAPI."""
+"""The ASGI application: the hot paths by hand, the rest by FastAPI."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 
 
 class Application:
-    """Picks the route. `in_flight` counts the requests that have no answer yet."""
+    """Picks the route."""
 
     def __init__(self, gateway: Gateway, budget: Budget) -> None:
         self._ids = RequestIds()
-        self._infer = InferRoute(gateway, budget, self._ids)
+        self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
+        self.infer = InferRoute(gateway, budget, self._ids, self._in_flight)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
         self._rest = rest.build(gateway)
-        self._in_flight = metrics.in_flight.labels("http")
-        self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._seldom(scope, receive, send)
             return
         path: str = scope["path"]
-        self.in_flight += 1
-        self._in_flight.set(self.in_flight)
+        if PATH.fullmatch(path):
+            await self.infer(scope, receive, send)
+            return
+        self._in_flight.add(1)
         try:
-            if PATH.fullmatch(path):
-                await self._infer(scope, receive, send)
-            elif path.startswith("/v1/"):
+            if path.startswith("/v1/"):
                 await self._openai(scope, receive, send)
             else:
                 await self._seldom(scope, receive, send)
         finally:
-            self.in_flight -= 1
-            self._in_flight.set(self.in_flight)
+            self._in_flight.add(-1)
 
     async def _seldom(self, scope: Scope, receive: Receive, send: Send) -> None:
         """FastAPI's routes, whose answers carry the request's id too."""

@@ -1,78 +1,218 @@
-"""The infer route, on raw ASGI: the one path where every microsecond counts."""
+"""The infer route: the one path where every microsecond counts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
+from collections.abc import Callable
+from functools import partial
 
-from ds_engines.errors import Cancelled, EngineFailure, ServeError
+from ds_engines.errors import EngineFailure, ServeError
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import errors, kserve_codec
-from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch, read_body
+from ds_serve.gateway.http.answer import (
+    Answer,
+    Receive,
+    Scope,
+    Send,
+    Watch,
+    check_announced,
+)
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.gateway.requests import Abandon, InferReply
 
 log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
+Headers = dict[bytes, bytes]
+
 
 class InferRoute:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
 
-    def __init__(self, gateway: Gateway, budget: Budget, ids: RequestIds) -> None:
-        self._gateway = gateway
-        self._budget = budget
-        self._ids = ids
-        self._succeeded = metrics.gateway_responses.labels("http", "200")
+    def __init__(
+        self, gateway: Gateway, budget: Budget, ids: RequestIds, in_flight: metrics.Tally
+    ) -> None:
+        self.gateway = gateway
+        self.budget = budget
+        self.ids = ids
+        self.in_flight = in_flight
+        self.succeeded = metrics.Tally(metrics.gateway_responses.labels("http", "200").inc)
+
+    def call(self, model: str, version: str, headers: Headers) -> Call:
+        """A request whose headers are there, and whose body is to come."""
+        return Call(self, model, version, headers)
+
+    def takes(self, headers: Headers) -> bool:
+        """Whether a body of the length that the headers announce may come."""
+        try:
+            check_announced(headers, self.budget)
+        except ServeError:
+            return False
+        return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        request_id = self._ids.of(headers.get(HEADER))
-        try:
-            answer = await self._answer(scope["path"], headers, receive)
-        except Cancelled:
-            log.debug("cancelled", extra={"fields": {"request_id": request_id.decode()}})
-            return
-        except ServeError as error:
-            answer = self._refused(scope["path"], request_id, error)
-        else:
-            self._succeeded.inc()
-        extra = [(HEADER, request_id)]
-        if self._gateway.draining:
-            extra.append((b"connection", b"close"))
-        await answer.send(send, extra)
-
-    async def _answer(self, path: str, headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        match = PATH.fullmatch(path)
+        """As an ASGI application, for requests that cannot take the quick way."""
+        match = PATH.fullmatch(scope["path"])
         assert match is not None, "the application has matched the path"
-        body = await read_body(headers, receive, self._budget)
-        watch = Watch(receive)
+        call = self.call(match[1], match[2] or "", dict(scope["headers"]))
         try:
-            request, wanted = kserve_codec.decode(
-                match[1], match[2] or "", headers, body, self._gateway.seconds(match[1])
-            )
-            reply = await self._gateway.infer(request)
-            return kserve_codec.encode(reply, wanted)
-        except asyncio.CancelledError:
-            if watch.gone:
-                raise Cancelled("the client left") from None
-            raise
-        except ServeError:
-            raise
-        except Exception as error:
-            log.exception("the gateway failed on %s", path)
-            raise EngineFailure("the server failed on this request; its log says why") from error
+            answer = await _read(call, receive)
+            if answer is None:
+                answer = await _answered(call, receive)
         finally:
-            watch.stop()
-            self._budget.give(len(body))
+            call.abandon()
+        if answer is not None:
+            close = [(b"connection", b"close")] if self.gateway.draining else []
+            await answer.send(send, [(HEADER, call.request_id), *close])
 
-    def _refused(self, path: str, request_id: bytes, error: ServeError) -> Answer:
+
+class Call:
+    """One inference request over HTTP: `feed` it the body, then `complete` it.
+
+    What ends it (an answer, a refusal or `abandon`) gives back what it holds.
+    """
+
+    __slots__ = (
+        "_abandon", "_chunks", "_done", "_ended", "_route", "_size", "_wanted",
+        "headers", "model", "request_id", "version",
+    )  # fmt: skip
+
+    def __init__(self, route: InferRoute, model: str, version: str, headers: Headers) -> None:
+        self.model = model
+        self.version = version
+        self.headers = headers
+        self.request_id = route.ids.of(headers.get(HEADER))
+        self._route = route
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._abandon: Abandon | None = None
+        self._done: Callable[[Answer], None] = _nobody
+        self._wanted = kserve_codec.ALL_JSON
+        route.in_flight.add(1)
+
+    @property
+    def draining(self) -> bool:
+        return self._route.gateway.draining
+
+    def check_announced(self) -> None:
+        """Raises what the headers alone are refused for."""
+        check_announced(self.headers, self._route.budget)
+
+    def feed(self, chunk: bytes) -> Answer | None:
+        """A piece of the body; the answer where it is refused."""
+        budget = self._route.budget
+        try:
+            budget.check(self._size + len(chunk))
+            budget.take(len(chunk))
+        except ServeError as error:
+            return self.refuse(error)
+        self._size += len(chunk)
+        self._chunks.append(chunk)
+        return None
+
+    def complete(self, done: Callable[[Answer], None]) -> None:
+        """The body is whole. `done` is told the answer, unless the call is abandoned first."""
+        self._done = done
+        gateway = self._route.gateway
+        chunks = self._chunks
+        try:
+            request, self._wanted = kserve_codec.decode(
+                self.model,
+                self.version,
+                self.headers,
+                chunks[0] if len(chunks) == 1 else b"".join(chunks),
+                gateway.seconds(self.model),
+            )
+            self._abandon = gateway.begin(request, self._answer)
+        except Exception as error:
+            done(self.refuse(error))
+
+    def abandon(self) -> None:
+        """Nobody waits any more; nothing happens where the call has ended."""
+        if self._abandon is not None:
+            self._abandon()
+        self._end()
+
+    def refuse(self, error: Exception) -> Answer:
+        """The answer that says why there is no other; the call has ended."""
+        self._end()
+        if not isinstance(error, ServeError):
+            log.error("the gateway failed on a request to %r", self.model, exc_info=error)
+            error = EngineFailure("the server failed on this request; its log says why")
         answer = errors.kserve(error)
         metrics.gateway_responses.labels("http", str(answer.status)).inc()
         level = logging.WARNING if answer.status >= 500 else logging.INFO
-        fields = {"request_id": request_id.decode(), "path": path, "status": answer.status}
+        fields = {
+            "request_id": self.request_id.decode(), "model": self.model, "status": answer.status
+        }  # fmt: skip
         log.log(level, "refused: %s", error, extra={"fields": fields})
         return answer
+
+    def _answer(self, outcome: InferReply | ServeError) -> None:
+        if self._ended:
+            return
+        try:
+            if isinstance(outcome, ServeError):
+                raise outcome
+            answer = kserve_codec.encode(outcome, self._wanted)
+        except Exception as error:
+            answer = self.refuse(error)
+        else:
+            self._end()
+            self._route.succeeded.add(1)
+        self._done(answer)
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._chunks = []
+            self._route.budget.give(self._size)
+            self._route.in_flight.add(-1)
+
+
+async def _read(call: Call, receive: Receive) -> Answer | None:
+    """Feed the body to the call; the answer where it is refused. Raises Cancelled."""
+    try:
+        call.check_announced()
+    except ServeError as error:
+        return call.refuse(error)
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            call.abandon()
+            return None
+        if (refused := call.feed(message.get("body", b""))) is not None:
+            return refused
+        more = message.get("more_body", False)
+    return None
+
+
+async def _answered(call: Call, receive: Receive) -> Answer | None:
+    """The answer; None where the client left before it was there."""
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    call.complete(partial(_resolve, answer))
+    watch = Watch(receive)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if watch.gone:
+            return None
+        raise
+    finally:
+        watch.stop()
+
+
+def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def _nobody(answer: Answer) -> None:
+    """Where nobody waits for the answer yet."""

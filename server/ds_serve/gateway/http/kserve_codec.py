@@ -66,6 +66,9 @@ class Wanted(msgspec.Struct):
         return name in self.binary or self.rest
 
 
+ALL_BINARY = Wanted(rest=True)
+ALL_JSON = Wanted()
+
 _decode = msgspec.json.Decoder(RequestJson).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -78,15 +81,18 @@ def decode(
     view = memoryview(body)
     split = _header_length(headers, len(body))
     parsed = _parsed(view[:split])
-    parameters.refuse(parsed.parameters, "the request")
+    seconds = header_timeout(headers, timeout)
+    if parsed.parameters:
+        parameters.refuse(parsed.parameters, "the request")
+        seconds = parameters.timeout(parsed.parameters, seconds)
     request = InferRequest(
         model=model,
         version=version,
         inputs=_inputs(parsed.inputs, view[split:]),
         arrived=arrived,
-        deadline=arrived + parameters.timeout(parsed.parameters, header_timeout(headers, timeout)),
+        deadline=arrived + seconds,
         id=parsed.id,
-        outputs=tuple(output.name for output in parsed.outputs),
+        outputs=tuple([output.name for output in parsed.outputs]),
         parameters=parsed.parameters,
     )
     return request, _wanted(parsed)
@@ -148,6 +154,9 @@ def _inputs(inputs: list[InputJson], binary: memoryview) -> list[Tensor]:
     tensors = []
     start = 0
     for given in inputs:
+        if not given.parameters:
+            tensors.append(_from_json(given))
+            continue
         parameters.refuse(given.parameters, f"input {given.name!r}")
         size = given.parameters.get("binary_data_size")
         if size is None:
@@ -182,18 +191,17 @@ def _binary_size(given: InputJson, size: object) -> int:
 def _from_json(given: InputJson) -> Tensor:
     if given.data is None:
         raise InvalidRequest(f"input {given.name!r} has neither data nor binary_data_size")
-    array = datatypes.from_json(given.name, given.datatype, given.shape, given.data)
-    data = datatypes.to_bytes(given.datatype, array, given.name)
+    data = datatypes.bytes_of_json(given.name, given.datatype, given.shape, given.data)
     return Tensor(given.name, given.datatype, given.shape, memoryview(data))
 
 
 def _wanted(parsed: RequestJson) -> Wanted:
     rest = parsed.parameters.get("binary_data_output") is True
+    if not parsed.outputs:
+        return ALL_BINARY if rest else ALL_JSON
     named = {output.name: output.parameters.get("binary_data", rest) for output in parsed.outputs}
     for output in parsed.outputs:
         parameters.refuse(output.parameters, f"output {output.name!r}")
-    if not named:
-        return Wanted(rest=rest)
     return Wanted(frozenset(name for name, binary in named.items() if binary is True))
 
 
@@ -204,8 +212,7 @@ def _output(tensor: Tensor, wanted: Wanted, binary: list[memoryview]) -> OutputA
         answer.parameters = {"binary_data_size": len(tensor.data)}
         binary.append(tensor.data)
     else:
-        array = datatypes.to_array(tensor.datatype, tensor.shape, tensor.data, tensor.name)
-        text = datatypes.to_json_text(tensor.datatype, array, tensor.name)
+        text = datatypes.json_of_bytes(tensor.datatype, tensor.shape, tensor.data, tensor.name)
         answer.data = msgspec.Raw(text)
     return answer
 

@@ -1,0 +1,148 @@
+"""The quick way of an inference request: from uvicorn's parser to the gateway and back.
+
+A request to the infer route needs nothing of ASGI: no scope, no task, no messages. uvicorn's
+protocol still reads HTTP and looks after connections; for such a request an `Exchange` stands
+where its own cycle of request and response would. Whatever is unusual about a request (chunked, a
+pipelined one, `Expect`, an escaped path) goes the ASGI way, through `infer.InferRoute`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ds_serve.gateway.http.answer import Answer
+from ds_serve.gateway.http.infer import Call, InferRoute
+from ds_serve.gateway.http.request_ids import HEADER
+
+PATH = re.compile(rb"/v2/models/([\w.~-]+)(?:/versions/(\w+))?/infer")
+UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
+JOIN_BELOW = 64 * 1024
+"""Bytes. Longer bodies are written beside their headers, not copied behind them."""
+
+
+class Exchange:
+    """One request and its answer. uvicorn knows it by the attributes without underscore."""
+
+    def __init__(self, protocol: Protocol, call: Call, keep_alive: bool) -> None:
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.message_event = self
+        self._protocol = protocol
+        self._call = call
+
+    def set(self) -> None:
+        """uvicorn's word that something happened to the connection; only its end matters here."""
+        if self.disconnected:
+            self.lost()
+
+    def lost(self) -> None:
+        """The client left."""
+        if not self.response_complete:
+            self.response_complete = True
+            self._call.abandon()
+
+    def feed(self, chunk: bytes) -> None:
+        if not self.response_complete and (refused := self._call.feed(chunk)) is not None:
+            self._send(refused)
+
+    def complete(self) -> None:
+        if not self.response_complete:
+            self._call.complete(self._send)
+
+    def _send(self, answer: Answer) -> None:
+        """Write the answer, and let the connection go on with its next request."""
+        if self.response_complete:
+            return
+        self.response_complete = True
+        if self._call.draining:
+            self.keep_alive = False
+        transport = self._protocol.transport
+        pieces = wire(answer, self._call.request_id, self.keep_alive)
+        if len(pieces) == 1:
+            transport.write(pieces[0])
+        else:
+            transport.writelines(pieces)
+        if not self.keep_alive:
+            transport.close()
+        self._protocol.on_response_complete()
+
+
+def wire(answer: Answer, request_id: bytes, keep_alive: bool) -> list[bytes | memoryview]:
+    """The answer's bytes, in as few pieces as pays."""
+    length = sum(map(len, answer.chunks))
+    head = [STATUS_LINE[answer.status]]
+    for name, value in answer.headers:
+        head += (name, b": ", value, b"\r\n")
+    if not keep_alive:
+        head.append(b"connection: close\r\n")
+    head.append(b"content-length: %d\r\n%b: %b\r\n\r\n" % (length, HEADER, request_id))
+    if length < JOIN_BELOW:
+        return [b"".join((*head, *answer.chunks))]
+    return [b"".join(head), *answer.chunks]
+
+
+class Protocol(HttpToolsProtocol):
+    """A connection of uvicorn's, on which inference requests take the quick way."""
+
+    def __init__(self, *arguments: Any, infer: InferRoute, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._infer = infer
+        self._reading: Exchange | None = None
+        self._running: Exchange | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._running is not None:
+            self._running.lost()
+
+    # What follows is called by the parser. uvicorn makes a scope where a message begins; here
+    # that waits until the headers say that one is needed.
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self._reading = None
+
+    def on_headers_complete(self) -> None:
+        self._reading = self._exchange()
+        if self._reading is not None:
+            self._running = self._reading
+            self.cycle = self._reading  # type: ignore[assignment]
+            return
+        url, expect, headers = self.url, self.expect_100_continue, self.headers
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._reading is not None:
+            self._reading.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._reading is not None:
+            self._reading.complete()
+        else:
+            super().on_message_complete()
+
+    def _exchange(self) -> Exchange | None:
+        """None where the request must take the ASGI way."""
+        match = PATH.fullmatch(self.url)
+        parser = self.parser
+        if match is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return None
+        # Another request is under way, or its answer is not taken: uvicorn makes this one wait.
+        if self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete):
+            return None
+        headers = dict(self.headers)
+        if not UNUSUAL.isdisjoint(headers) or not self._infer.takes(headers):
+            return None
+        call = self._infer.call(match[1].decode(), (match[2] or b"").decode(), headers)
+        return Exchange(self, call, parser.should_keep_alive())
