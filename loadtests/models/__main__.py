@@ -22,10 +22,12 @@ def main(words: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(words)
     try:
         given.does(given)
-    except (table.TableError, BenchmarkError) as error:
+    except (table.TableError, BenchmarkError, ValueError) as error:
         return _failed(str(error))
     except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}")
+        return _failed(f"{error.filename or given.output}: {error.strerror}")
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -82,6 +84,10 @@ def _recommender(given: argparse.Namespace) -> None:
 def _bench(given: argparse.Namespace) -> None:
     if given.table_mb is not None and given.scenario != "recommender":
         raise BenchmarkError(f"--table-mb is for the recommender; {given.scenario} has no table")
+    if given.seconds <= 0 or given.threads < 1:
+        raise BenchmarkError(
+            f"--seconds {given.seconds:g}, --threads {given.threads}: must be above 0"
+        )
     about = report.machine({})
     options = {} if given.table_mb is None else {"table_mb": given.table_mb}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,14 +97,15 @@ def _bench(given: argparse.Namespace) -> None:
     text = bench.markdown(costs)
     print(text)
     if given.write:
-        report.write(PAGE, given.scenario, f"{about} Threads of ONNX Runtime: {given.threads}.\n\n{text}")
+        about = f"{about} Threads of the engine: {given.threads}."
+        report.write(PAGE, given.scenario, f"{about}\n\n{text}")
 
 
 def _say(path: Path) -> None:
     beside = path.with_name(f"{path.name}.data")
     files = [path, beside] if beside.exists() else [path]
     for file in files:
-        Console().print(f"{file}: {file.stat().st_size / 1e6:,.2f} MB", soft_wrap=True, markup=False)
+        print(f"{file}: {file.stat().st_size / 1e6:,.2f} MB")
 
 
 def _failed(why: str) -> int:

@@ -14,7 +14,7 @@ from loadtests.models.reference import Arrays, Reference
 from loadtests.scenarios import fraud, recommender
 
 SCENARIOS = {"fraud": fraud, "recommender": recommender}
-BATCHES = (1, 16, 64)
+BATCHES = (1, 4, 16, 64)
 COLUMNS = ("rows at once", "µs a row", "rows/s", "p50 ms a call", "p99 ms a call")
 DISTINCT_ROWS = 1024
 

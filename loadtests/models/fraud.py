@@ -13,6 +13,8 @@ from loadtests.models.graph import Graph
 
 INPUT, OUTPUT = "window", "fraud_probability"
 HIDDEN, HEADS = 32, 4
+GAIN = 8
+"""Of the last layer: the answers to different windows are then far apart."""
 
 
 def build() -> onnx.ModelProto:
@@ -26,7 +28,7 @@ def build() -> onnx.ModelProto:
     seen = graph.encoder(read, STEPS, HIDDEN, HEADS)
     mean = graph.add("ReduceMean", graph.reshape(seen, -1, STEPS, HIDDEN), axes=[1], keepdims=0)
     inner = graph.add("Relu", graph.linear(mean, HIDDEN, HIDDEN))
-    graph.add("Sigmoid", graph.linear(inner, HIDDEN, 1), name=OUTPUT)
+    graph.add("Sigmoid", graph.linear(inner, HIDDEN, 1, GAIN), name=OUTPUT)
     inputs = {INPUT: (TensorProto.FLOAT, ["n", STEPS, FEATURES])}
     return graph.model("fraud", inputs, {OUTPUT: ["n", 1]})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,11 @@ class Graph:
         """0 keeps a size of `x`, -1 is what is left."""
         return self.add("Reshape", x, self.numbers(*shape))
 
-    def linear(self, x: str, inputs: int, outputs: int, name: str = "") -> str:
-        """[rows, inputs] to [rows, outputs]."""
-        weight = self.constant(self.drawn(inputs, outputs, fan_in=inputs))
+    def linear(self, x: str, inputs: int, outputs: int, gain: float = 1) -> str:
+        """[rows, inputs] to [rows, outputs], with weights `gain` times the usual."""
+        weight = self.constant(self.drawn(inputs, outputs, fan_in=inputs) * np.float32(gain))
         bias = self.constant(self.drawn(outputs, fan_in=100))
-        return self.add("Gemm", x, weight, bias, name=name)
+        return self.add("Gemm", x, weight, bias)
 
     def norm(self, x: str, width: int) -> str:
         one = self.constant(np.ones(width, np.float32))
@@ -98,7 +99,10 @@ class Graph:
         return self.linear(self.reshape(joined, -1, width), width, width)
 
     def model(
-        self, name: str, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, list[Any]]
+        self,
+        name: str,
+        inputs: Mapping[str, tuple[int, Sequence[Any]]],
+        outputs: Mapping[str, Sequence[Any]],
     ) -> onnx.ModelProto:
         """The whole. `inputs`: their element type and shape; `outputs`, of floats: their shape."""
         graph = helper.make_graph(

@@ -14,6 +14,9 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, gone in the end; it is told the bytes done of all. Nothing in a pipe."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

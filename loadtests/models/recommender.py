@@ -103,7 +103,7 @@ def _interest(graph: Graph, queries: str, keys: str, present: str) -> str:
         graph.add("Transpose", known, perm=[0, 2, 1]),
     )
     hidden = graph.reshape(graph.add("Relu", pairs), 0, INTEREST, CHOICES * STEPS)
-    last = graph.constant(graph.drawn(1, INTEREST, fan_in=INTEREST))
+    last = graph.constant(graph.drawn(1, INTEREST, fan_in=INTEREST * STEPS))
     weights = graph.reshape(graph.add("MatMul", last, hidden), 0, CHOICES, STEPS)
     return graph.add("MatMul", weights, keys)
 
@@ -147,5 +147,5 @@ def _scores(graph: Graph, joined: str) -> None:
         product = graph.add("Mul", first, graph.linear(crossed, CROSSED, CROSSED))
         crossed = graph.add("Add", product, crossed)
     inner = graph.add("Relu", graph.linear(crossed, CROSSED, TOP))
-    score = graph.reshape(graph.linear(inner, TOP, 1), -1, CHOICES)
-    graph.add("Sigmoid", score, name=OUTPUT)
+    score = graph.add("Sigmoid", graph.linear(inner, TOP, 1))
+    graph.add("Reshape", score, graph.numbers(-1, CHOICES), name=OUTPUT)

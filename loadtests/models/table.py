@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +49,7 @@ def embedded(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
 
 def blocks_in(megabytes: float) -> int:
     """How many blocks come nearest to that. Raises TableError where it is less than one."""
-    blocks = round(megabytes * MB / BLOCK_BYTES)
+    blocks = round(megabytes * MB / BLOCK_BYTES) if 0 < megabytes < 1e9 else 0
     largest = (2**31 - 1) // BLOCK_ROWS
     if not 1 <= blocks <= largest:
         raise TableError(
@@ -66,36 +65,40 @@ def write(
     """The recommender with a table of that size; the .onnx file is there whole or not at all.
 
     A table above 500 MB, or with `external`, goes to `path` + ".data". `report` is told the
-    bytes written of all. Raises TableError for the size, OSError where there is no room.
+    bytes of it written of all. Raises TableError for the size, OSError where there is no room.
     """
     blocks = blocks_in(megabytes)
-    size = blocks * BLOCK_BYTES
     tell = report or (lambda done, total: None)
+    part, beside = (path.with_name(f"{path.name}.{end}") for end in ("part", "data"))
     path.unlink(missing_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    if external or size > LARGEST_INLINE:
-        beside = path.with_name(f"{path.name}.data")
-        with beside.open("wb") as file:
-            _write_blocks(file, blocks, tell)
-        tensor = _tensor(blocks)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", beside.name), ("offset", "0"), ("length", str(size))):
-            tensor.external_data.add(key=key, value=value)
-    else:
-        tensor = _tensor(blocks)
-        tensor.raw_data = block().tobytes() * blocks
-    part.write_bytes(recommender.build(blocks * BLOCK_ROWS, tensor).SerializeToString())
-    tell(size, size)
-    part.replace(path)
+    try:
+        if external or blocks * BLOCK_BYTES > LARGEST_INLINE:
+            tensor = _beside(beside, blocks, tell)
+        else:
+            tensor = _tensor(blocks)
+            tensor.raw_data = block().tobytes() * blocks
+        part.write_bytes(recommender.build(blocks * BLOCK_ROWS, tensor).SerializeToString())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _beside(path: Path, blocks: int, tell: Report) -> onnx.TensorProto:
+    """A tensor that says where its values are, in the file that is written here."""
+    data, size = block().tobytes(), blocks * BLOCK_BYTES
+    with path.open("wb") as file:
+        for done in range(1, blocks + 1):
+            file.write(data)
+            tell(done * BLOCK_BYTES, size)
+    tensor = _tensor(blocks)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", path.name), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def _tensor(blocks: int) -> onnx.TensorProto:
     dims = (blocks * BLOCK_ROWS, WIDTH)
     return TensorProto(name=TABLE, data_type=TensorProto.FLOAT, dims=dims)
-
-
-def _write_blocks(file: BinaryIO, blocks: int, tell: Report) -> None:
-    data = block().tobytes()
-    for done in range(blocks):
-        file.write(data)
-        tell(done * BLOCK_BYTES, blocks * BLOCK_BYTES)

@@ -14,8 +14,11 @@ from loadtests.models.card_features import STEPS, CardFeatures
 from loadtests.models.reference import Arrays, Reference, difference
 from loadtests.models.transactions import stream
 
-CARDS, PAYMENTS = 4, 240
+CARDS, PAYMENTS = 8, 256
 """Of a user: cards, and payments that are scored, over and over."""
+
+POPULATIONS = 16
+"""Sets of cards; users share them, and begin at different payments, for each takes some time."""
 
 
 def model(folder: Path, **options: object) -> str:
@@ -29,11 +32,19 @@ def model(folder: Path, **options: object) -> str:
 
 
 def requests(seed: int) -> Iterator[Arrays]:
-    """One window, FP32 [1, 24, 16], for each payment of this user's own cards."""
+    """One window, FP32 [1, 24, 16], for each payment of some cards."""
+    scored = _scored(seed % POPULATIONS)
+    start = seed * 31 % PAYMENTS
+    return cycle(scored[start:] + scored[:start])
+
+
+@cache
+def _scored(seed: int) -> list[Arrays]:
     features = CardFeatures()
     windows = (features.add(paid) for paid in stream(CARDS, seed))
-    windows = islice(windows, CARDS * STEPS, CARDS * STEPS + PAYMENTS)
-    return cycle([{fraud.INPUT: window[np.newaxis]} for window in windows])
+    # The first payments of each card only fill its window.
+    full = islice(windows, CARDS * STEPS, CARDS * STEPS + PAYMENTS)
+    return [{fraud.INPUT: window[np.newaxis]} for window in full]
 
 
 def check(inputs: Arrays, outputs: Arrays) -> str | None:

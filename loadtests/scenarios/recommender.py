@@ -13,8 +13,8 @@ from loadtests.models import recommender, table
 from loadtests.models.recommender import CANDIDATES, CHOICES, EMBEDDED, HISTORY, PROFILE, STEPS
 from loadtests.models.reference import Arrays, Reference, difference
 
-ITEMS, EXPONENT = 25_000_000, 1.1
-"""Items that there are, and how popularity falls: the k-th item is asked for as k ** -1.1."""
+ITEMS, EXPONENT = 25_000_000, 1.05
+"""Items that there are, and how popularity falls: the k-th item is asked for as k ** -1.05."""
 
 DRAWN_AT_ONCE = 64
 """Requests: numpy takes hardly more time for so many than for one."""
@@ -82,5 +82,6 @@ def _items(random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[n
     """
     power = 1 - EXPONENT
     ranks = ((ITEMS**power - 1) * random.random(shape) + 1) ** (1 / power)
-    ids = ranks.astype(np.int64) * 2_654_435_761 % (2**31 - 1)
-    return np.maximum(ids, 1).astype(np.int32)
+    spread = ranks.astype(np.int64) * 2_654_435_761 % (2**31 - 1)
+    ids: npt.NDArray[np.int32] = np.maximum(spread, 1).astype(np.int32)
+    return ids
