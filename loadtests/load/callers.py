@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 import grpc
 import orjson
-from gevent.queue import SimpleQueue
+from gevent.queue import SimpleQueue  # type: ignore[import-untyped]
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPSocketPoolResponse
 from google.protobuf.message_factory import GetMessageClass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 WARM_SHARE = 0.1
 """Of the samples, left out at the start: pools and caches fill up there."""
@@ -70,7 +70,7 @@ def children() -> set[int]:
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 

@@ -15,6 +15,7 @@ from loadtests.load.scenario import Scenario, ScenarioError
 from loadtests.load.thresholds import Verdict
 
 MOST_ERRORS = 5
+SLOPE_SECONDS = 120
 STYLE = "font-family:sans-serif;margin:1.5em auto;max-width:1100px"
 CELL = "padding:.2em 1em;border:1px solid #999"
 
@@ -42,7 +43,9 @@ def notes(outcome: Outcome) -> list[str]:
         )
     if outcome.memory and outcome.memory_mib:
         first, last = outcome.memory_mib
-        lines.append(f"server memory {first:,.0f} to {last:,.0f} MiB, slope {outcome.memory}")
+        # A slope an hour out of some seconds says nothing.
+        slope = f", slope {outcome.memory}" if outcome.seconds >= SLOPE_SECONDS else ""
+        lines.append(f"server memory {first:,.0f} to {last:,.0f} MiB{slope}")
     if outcome.busiest > BUSY_PERCENT:
         lines.append(
             f"a process of users took {outcome.busiest:.0f} % of a core: it may be the limit, "
@@ -60,7 +63,7 @@ def write(
     verdicts: list[Verdict],
 ) -> None:
     """locust's report with plots, below our table. Raises ScenarioError where it can't be."""
-    page: str = get_html_report(environment, show_download_link=False)
+    page: str = get_html_report(environment, False)  # type: ignore[no-untyped-call]
     head, body, rest = page.partition("<body>")
     try:
         path.write_text(head + body + section(scenario, outcome, verdicts) + rest)
@@ -70,7 +73,7 @@ def write(
 
 def section(scenario: Scenario, outcome: Outcome, verdicts: list[Verdict]) -> str:
     """The thresholds as HTML."""
-    rows = [("threshold", "wanted", "seen", "share", "verdict")]
+    rows: list[tuple[str, ...]] = [("threshold", "wanted", "seen", "share", "verdict")]
     rows += [verdict.cells() for verdict in verdicts]
     cells = "".join(
         "<tr>" + "".join(f'<td style="{CELL}">{escape(cell)}</td>' for cell in row) + "</tr>"

@@ -8,13 +8,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 import msgspec
 from locust import LoadTestShape
 from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner
-from locust.stats import stats_history
+from locust.stats import StatsEntry, stats_history
 
 from loadtests.load import shapes
 from loadtests.load.memory import Sampler, Slope
@@ -39,23 +39,24 @@ BUSY_PERCENT = 90.0
 Say = Callable[[str], None]
 
 
-class Shape(LoadTestShape):  # type: ignore[misc]
+class Shape(LoadTestShape):
     """The scenario's shape as locust asks for it; users come and go within a second."""
 
     def __init__(self, scenario: Scenario) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._scenario = scenario
         self.begun: float | None = None
 
     def reset_time(self) -> None:
         """locust calls this when the users of the first moment are about to start."""
-        super().reset_time()
+        super().reset_time()  # type: ignore[no-untyped-call]
         self.begun = time.time()
 
     def tick(self) -> tuple[int, float]:
         """Never ends by itself: the run ends it, so that what is under way is counted."""
         one = self._scenario
-        passed = min(1.0, self.get_run_time() / one.seconds)
+        seconds: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        passed = min(1.0, seconds / one.seconds)
         return shapes.users(one.shape, passed, one.low_share, one.users), float(one.users)
 
 
@@ -122,9 +123,11 @@ class LoadRun:
         try:
             self._until(one.uncounted)
             runner.stats.reset_all()
-            counted_from = time.time()
+            counted_from, used = time.time(), time.process_time()
             self._until(one.seconds)
             ended = time.time()
+            if not workers:
+                self._busiest = 100 * (time.process_time() - used) / (ended - counted_from)
             if isinstance(runner, MasterRunner) and runner.worker_count < workers:
                 self._problems.append(f"{workers - runner.worker_count} of {workers} workers died")
         finally:
@@ -146,7 +149,9 @@ class LoadRun:
             if now - said > max(10.0, self._scenario.seconds / 20):
                 said = now
                 self._say(self._line())
-            self._busiest = max(self._busiest, _busy(self.runner))
+            if isinstance(self.runner, MasterRunner):
+                used = (client.cpu_usage for client in self.runner.clients.all)
+                self._busiest = max(self._busiest, *used, 0.0)
 
     def _line(self) -> str:
         total = self.runner.stats.total
@@ -166,7 +171,8 @@ class LoadRun:
                 runner.shape_greenlet = None
             runner.final_user_classes_count = dict(runner.reported_user_classes_count)
             for client in runner.clients.all:
-                runner.server.send_to_client(Message("quit", None, client.id))
+                quit_now = Message("quit", None, client.id)  # type: ignore[no-untyped-call]
+                runner.server.send_to_client(quit_now)
             until = time.monotonic() + self._scenario.timeout + LAST_REPORTS_SECONDS
             while runner.user_count and time.monotonic() < until:
                 gevent.sleep(0.1)
@@ -201,7 +207,7 @@ class LoadRun:
             memory_mib=(sizes[0], sizes[-1]) if sizes else None,
         )
 
-    def _entry(self, name: str):  # type: ignore[no-untyped-def]
+    def _entry(self, name: str) -> StatsEntry:
         return self.runner.stats.get(name, self._scenario.protocol)
 
     def _figures(self, counted_from: float, ended: float) -> dict[str, float]:
@@ -245,7 +251,7 @@ def work(host: str, port: int) -> int:
     return 0
 
 
-def _percentiles(prefix: str, entry) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def _percentiles(prefix: str, entry: StatsEntry) -> dict[str, float]:
     if not entry.num_requests:
         return {}
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -254,10 +260,3 @@ def _percentiles(prefix: str, entry) -> dict[str, float]:  # type: ignore[no-unt
 
 def _memory_figure(slope: Slope | None) -> dict[str, float]:
     return {"memory_slope": slope.slope} if slope else {}
-
-
-def _busy(runner: Runner) -> float:
-    """Percent of a core of the busiest process of users."""
-    if isinstance(runner, MasterRunner):
-        return max((client.cpu_usage for client in runner.clients.all), default=0.0)
-    return float(runner.current_cpu_usage)

@@ -59,7 +59,7 @@ class Verdict:
         """What, wanted, seen, share, verdict."""
         sign = "≥" if self.name in AT_LEAST else "≤"
         percent = self.name in ("failed", "refused")
-        share = self.share if self.name in (*AT_LEAST, *LATENCIES) else None
+        share = None if self.required else self.share
         return (
             NAMES[self.name] + ("" if self.required else " (target)"),
             f"{sign} {_number(self.wanted, percent)}",

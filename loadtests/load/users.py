@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 import msgspec
 from locust import User, constant_throughput, task
 from locust.env import Environment
@@ -45,7 +46,11 @@ class Plan(msgspec.Struct, frozen=True):
         return self.grpc if self.protocol.startswith("grpc") else self.http
 
 
-class Asking(User):  # type: ignore[misc]
+_FIRST = threading.Lock()
+"""Held while a user makes its first request: what all share is then made once, not by each."""
+
+
+class Asking(User):
     """What all users share: pace, seeds, and what is counted."""
 
     abstract = True
@@ -57,7 +62,8 @@ class Asking(User):  # type: ignore[misc]
         self.seed = worker * WORKER_SEEDS + next(self.seeds)
         self.sent = 0
         self._paced = constant_throughput(self.plan.pace) if self.plan.pace else None
-        self.prepare(module(self.plan.requests))
+        with _FIRST:
+            self.prepare(module(self.plan.requests))
         if self.plan.pace:
             gevent.sleep(random.random() / self.plan.pace)
 
@@ -97,7 +103,7 @@ class TensorUser(Asking):
     """Sends tensors and gets tensors, over any of the tensor protocols."""
 
     def prepare(self, made_by: Any) -> None:
-        self._requests = made_by.requests(self.seed)
+        self._requests = _begun(made_by.requests(self.seed))
         self._check = made_by.check
         caller = CALLERS[self.plan.protocol]
         self._caller: Caller = caller(self.plan.address, self.plan.model, self.plan.timeout)
@@ -135,7 +141,7 @@ class ChatUser(Asking):
     """Asks for streamed chat completions."""
 
     def prepare(self, made_by: Any) -> None:
-        self._prompts = made_by.prompts(self.seed)
+        self._prompts = _begun(made_by.prompts(self.seed))
         self._check = made_by.check
         self._chat = Chat(self.plan.address, self.plan.model, self.plan.timeout)
 
@@ -168,6 +174,11 @@ class ChatUser(Asking):
         complaint = self._check(prompt, answer.text, answer.tokens)
         self.note(CHECKED, 0.0)
         return Failed(f"wrong answer: {complaint}") if complaint else None
+
+
+def _begun(requests: Iterator[Any]) -> Iterator[Any]:
+    """The same, with the first one made."""
+    return itertools.chain([next(requests)], requests)
 
 
 USERS: tuple[type[Asking], ...] = (TensorUser, ChatUser)
