@@ -62,9 +62,11 @@ class TensorBackend:
         rows = check(self.spec, request)
         key = next(self._ids)
         self._waiting[key] = (request, done)
-        self._outbox.put(
-            Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
-        )
+        infer = Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
+        if request.trace is not None:
+            infer.traced = True
+            request.trace.mark("REQUEST_START")
+        self._outbox.put(infer)
         if request.deadline < self._due:
             self._wake_at(request.deadline)
         return partial(self._abandon, key)
@@ -133,6 +135,8 @@ class TensorBackend:
                 continue
             request, done = waiting
             if message.fault is None:
+                if request.trace is not None:
+                    request.trace.answered(self.spec, request.id, message.times)
                 version = self.spec.version
                 done(InferReply(request.model, version, request.id, message.outputs))
             else:

@@ -11,6 +11,7 @@ from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.gateway.text import TextBackend
+from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.messages import ModelState, Registry, Statistics
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ READY = "ready"
 class Gateway:
     """Models by name. The supervisor's word (`update`) is the only way they change."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tracing: TraceSettings | None = None) -> None:
         self.limits = limits
+        self.tracer = Tracer(tracing)
         self.draining = False
         self._informed = False
         self._states: dict[str, ModelState] = {}
@@ -124,6 +126,7 @@ class Gateway:
         """Fail what is still in flight."""
         for name in list(self._backends):
             self._drop(name, None)
+        self.tracer.flush()
 
     async def _connect(self, state: ModelState) -> Backend:
         if state.spec is None:

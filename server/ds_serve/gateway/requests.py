@@ -11,6 +11,7 @@ import msgspec
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
+from ds_serve.tracing import Trace
 from ds_serve.transport.messages import Tensor
 
 LARGEST = 2**63 - 1
@@ -31,6 +32,7 @@ class InferRequest(msgspec.Struct, gc=False):
     id: str = ""
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
+    trace: Trace | None = None
 
 
 class InferReply(msgspec.Struct, gc=False):

@@ -18,6 +18,7 @@ from ds_serve.gateway import describe
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.grpc import codec
+from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +86,17 @@ class InferenceService:
         self, request: pb.ModelInferRequest, timeout: float | None = None
     ) -> pb.ModelInferResponse:
         size = request.ByteSize()
+        trace = self._trace()
         self._budget.take(size)
         try:
             typed = codec.decode(request, self._seconds(request.model_name, timeout))
-            return codec.encode(await self._gateway.infer(typed))
+            typed.trace = trace
+            message = codec.encode(await self._gateway.infer(typed))
         finally:
             self._budget.give(size)
+        if trace is not None:
+            self._keep(trace)
+        return message
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterable[pb.ModelInferRequest], timeout: float | None = None
@@ -129,21 +135,39 @@ class InferenceService:
         answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
     ) -> None:
         size = request.ByteSize()
+        trace = self._trace()
         try:
             self._budget.take(size)
             try:
                 typed = codec.decode(request, self._seconds(request.model_name, timeout))
+                typed.trace = trace
                 async for reply in self._gateway.submit(typed):
                     message = codec.encode(reply)
                     message.parameters["triton_final_response"].bool_param = reply.final
                     answers.put_nowait(pb.ModelStreamInferResponse(infer_response=message))
             finally:
                 self._budget.give(size)
+            if trace is not None:
+                self._keep(trace)
         except ServeError as error:
             answers.put_nowait(_failed(request, error))
         except Exception:
             log.exception("the gateway failed on a request of a stream")
             answers.put_nowait(_failed(request, EngineFailure("the server failed; see its log")))
+
+    def _trace(self) -> Trace | None:
+        """Of the request that has just been read, where its turn has come."""
+        tracer = self._gateway.tracer
+        trace = tracer.begin("GRPC_WAITREAD_START") if tracer.on else None
+        if trace is not None:
+            trace.mark("GRPC_WAITREAD_END")
+        return trace
+
+    def _keep(self, trace: Trace) -> None:
+        """The answer goes to whatever carries it, which sends it by and by."""
+        trace.mark("GRPC_SEND_START")
+        trace.mark("GRPC_SEND_END")
+        self._gateway.tracer.keep(trace)
 
     def _seconds(self, model: str, timeout: float | None) -> float:
         most = self._gateway.seconds(model)

@@ -78,7 +78,7 @@ class Call:
     """
 
     __slots__ = (
-        "_abandon", "_chunks", "_done", "_ended", "_route", "_size", "_wanted",
+        "_abandon", "_chunks", "_done", "_ended", "_route", "_size", "_trace", "_wanted",
         "headers", "model", "request_id", "version",
     )  # fmt: skip
 
@@ -94,6 +94,8 @@ class Call:
         self._abandon: Abandon | None = None
         self._done: Callable[[Answer], None] = _nobody
         self._wanted = kserve_codec.ALL_JSON
+        tracer = route.gateway.tracer
+        self._trace = tracer.begin("HTTP_RECV_START") if tracer.on else None
         route.in_flight.add(1)
 
     @property
@@ -121,6 +123,8 @@ class Call:
         self._done = done
         gateway = self._route.gateway
         chunks = self._chunks
+        if self._trace is not None:
+            self._trace.mark("HTTP_RECV_END")
         try:
             request, self._wanted = kserve_codec.decode(
                 self.model,
@@ -129,6 +133,7 @@ class Call:
                 chunks[0] if len(chunks) == 1 else b"".join(chunks),
                 gateway.seconds(self.model),
             )
+            request.trace = self._trace
             self._abandon = gateway.begin(request, self._answer)
         except Exception as error:
             done(self.refuse(error))
@@ -166,7 +171,13 @@ class Call:
         else:
             self._end()
             self._route.succeeded.add(1)
-        self._done(answer)
+        if self._trace is None:
+            self._done(answer)
+        else:
+            self._trace.mark("HTTP_SEND_START")
+            self._done(answer)
+            self._trace.mark("HTTP_SEND_END")
+            self._route.gateway.tracer.keep(self._trace)
 
     def _end(self) -> None:
         if not self._ended:
