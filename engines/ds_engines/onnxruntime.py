@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,11 +38,16 @@ BFLOAT16 = 16
 
 
 class OnnxRuntimeEngine:
-    """One session; ONNX Runtime lets many threads run it at once."""
+    """One session; ONNX Runtime lets many threads run it at once.
 
-    def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
+    `profile`: where to write the times of layers, which `end_profiling` ends.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, options: EngineOptions, profile: Path | None = None
+    ) -> None:
         _refuse(options)
-        self._session = _session(spec, options)
+        self._session = _session(spec, options, profile)
         self._has_bf16 = False
         self.spec = self._described(spec)
         self.spec = complete(self.spec, self)
@@ -59,6 +65,10 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         del self._session
+
+    def end_profiling(self) -> Path:
+        """The file with the times, in the format of Chrome's tracing."""
+        return Path(self._session.end_profiling())
 
     def _run_values(self, batch: Tensors, names: tuple[str, ...]) -> Tensors:
         """BF16 has no numpy type, so such models run on ONNX Runtime's own values."""
@@ -99,13 +109,16 @@ def _refuse(options: EngineOptions) -> None:
         raise Unsupported("--memory-efficient: the ONNX Runtime engine has no such mode")
 
 
-def _session(spec: ModelSpec, options: EngineOptions) -> ort.InferenceSession:
+def _session(spec: ModelSpec, options: EngineOptions, profile: Path | None) -> ort.InferenceSession:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
     # Spinning threads would take the processor from the gateways, which share it.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     try:
         return ort.InferenceSession(spec.artifact, settings, providers=["CPUExecutionProvider"])
     except Exception as error:
