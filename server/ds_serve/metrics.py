@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -104,6 +106,14 @@ class Tally:
         untold, self._untold = self._untold, 0
         if untold:
             self._report(untold)
+
+
+def observe(histogram: Histogram, values: Sequence[float]) -> None:
+    """`histogram.observe` of each value, writing what changed once."""
+    bounds = histogram._upper_bounds
+    for index, count in Counts(bisect_left(bounds, value) for value in values).items():
+        histogram._buckets[index].inc(count)
+    histogram._sum.inc(sum(values))
 
 
 _TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?nv_\w+?)_total\b", re.MULTILINE)

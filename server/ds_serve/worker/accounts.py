@@ -74,18 +74,19 @@ class Accounts:
         total = self.statistics
         total.last_inference_ms = time.time_ns() // 1_000_000
         shares = _shares(timings)
-        queued = request = 0.0
-        succeeded = 0
+        queued = 0.0
+        tooks = []
         for job in jobs:
             took = now - job.request.arrived
             if job.answer is not None and job.answer.fault is not None:
                 self.failed(job.answer.fault.kind, took)
                 continue
-            succeeded += 1
-            request += took
+            tooks.append(took)
             queued += job.started - job.request.arrived
-            self._seconds.observe(took)
+        succeeded = len(tooks)
         if succeeded:
+            request = sum(tooks)
+            metrics.observe(self._seconds, tooks)
             total.success.add(int(request * 1e9), succeeded)
             total.queue.add(int(queued * 1e9), succeeded)
             total.compute_input.add(shares[0] * succeeded, succeeded)

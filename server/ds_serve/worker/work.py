@@ -12,7 +12,7 @@ import numpy as np
 from ds_engines import datatypes
 from ds_engines.base import Array, BatchEngine, Tensors
 from ds_engines.errors import EngineFailure, ServeError
-from ds_engines.spec import ModelSpec
+from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.scheduler.queue import Entry
 from ds_serve.transport.link import Link
 from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
@@ -49,11 +49,13 @@ def lane_of(spec: ModelSpec, request: Infer) -> Hashable:
     """Requests of one lane differ only in their rows, so that they can be joined."""
     if not spec.batch.max_batch_size:
         return None
-    return (request.outputs, tuple(_shape_of(spec, tensor) for tensor in request.inputs))
+    known, given = spec.inputs, request.inputs
+    if len(given) == len(known) == 1:
+        return (request.outputs, _shape_of(known[0], given[0]))
+    return (request.outputs, tuple([_shape_of(spec.input(each.name), each) for each in given]))
 
 
-def _shape_of(spec: ModelSpec, tensor: Tensor) -> Hashable:
-    known = spec.input(tensor.name)
+def _shape_of(known: TensorSpec | None, tensor: Tensor) -> Hashable:
     axis = None if known is None else known.batch_axis
     if axis is None:
         return (tensor.name, tensor.shape, bytes(_data(tensor)))
@@ -141,15 +143,37 @@ class BatchRunner:
             axis = tensor.batch_axis
             if axis is not None:
                 _check_rows(tensor.name, array, axis, total)
-            start = 0
-            for job, answer in zip(jobs, answers, strict=True):
-                part = array
-                if axis is not None and len(jobs) > 1:
-                    stop = start + job.request.rows
-                    part = array[(slice(None),) * axis + (slice(start, stop),)]
-                    start = stop
-                answer.outputs.append(_tensor(tensor.name, tensor.datatype, part))
+            if len(jobs) == 1 or axis is None:
+                for answer in answers:
+                    answer.outputs.append(_tensor(tensor.name, tensor.datatype, array))
+            elif axis == 0 and datatypes.DATATYPES[tensor.datatype].itemsize:
+                _deal_rows(tensor, array, jobs, answers)
+            else:
+                _deal_slices(tensor, array, axis, jobs, answers)
         return answers
+
+
+def _deal_rows(tensor: TensorSpec, array: Array, jobs: list[Job], answers: list[Answer]) -> None:
+    """Rows lie one behind the other: each job's are a piece of the raw bytes."""
+    data = memoryview(datatypes.to_bytes(tensor.datatype, array, tensor.name))
+    size, rest = len(data) // len(array), array.shape[1:]
+    start = 0
+    for job, answer in zip(jobs, answers, strict=True):
+        rows = job.request.rows
+        stop = start + rows * size
+        answer.outputs.append(Tensor(tensor.name, tensor.datatype, (rows, *rest), data[start:stop]))
+        start = stop
+
+
+def _deal_slices(
+    tensor: TensorSpec, array: Array, axis: int, jobs: list[Job], answers: list[Answer]
+) -> None:
+    start = 0
+    for job, answer in zip(jobs, answers, strict=True):
+        stop = start + job.request.rows
+        part = array[(slice(None),) * axis + (slice(start, stop),)]
+        answer.outputs.append(_tensor(tensor.name, tensor.datatype, part))
+        start = stop
 
 
 def _check_rows(name: str, array: Array, axis: int, total: int) -> None:

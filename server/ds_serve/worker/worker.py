@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
+from ds_serve import child
 from ds_serve.scheduler.batcher import Batcher
 from ds_serve.scheduler.queue import Entry, Queue
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
@@ -50,6 +51,7 @@ class Worker:
         """
         gateways = await listen(socket, lambda: Link(self._receive, self._pump, self._forget))
         await connect(control, self._supervisor)
+        child.settle()
         self._supervisor.send(frames_of([Hello(self._identity), Loaded(self._spec, str(socket))]))
         beating = asyncio.create_task(self._beat())
         grace = await self._stopped
@@ -115,9 +117,9 @@ class Worker:
 
     def _answer(self, entries: list[Entry], timings: list[Timing]) -> None:
         jobs = _jobs(entries)
+        self._send(jobs)
         self._accounts.executed(timings)
         self._accounts.answered(jobs, timings)
-        self._send(jobs)
         self._accounts.waiting(len(self._queue), self._batcher.running)
 
     def _late(self, entries: list[Entry]) -> None:
