@@ -102,6 +102,7 @@ async def serve(config: GatewayConfig) -> None:
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     while not http.started and not serving.done():
         await asyncio.sleep(0.01)
+    child.settle()
     supervisor.send(frames_of([Listening()]))
     grace = await stop
     await asyncio.sleep(min(LAST_CALLS, grace))
