@@ -33,6 +33,8 @@ from loadtests.load.users import (
 TURN_SECONDS = 0.25
 MEMORY_SECONDS = 5.0
 LAST_REPORTS_SECONDS = 10.0
+FORGET, FORGET_SECONDS = "forget", 0.3
+"""The message to workers that what they have counted does not count, and the time it may take."""
 BUSY_PERCENT = 90.0
 """Of one core: a process of users that is so busy is slower than what it measures."""
 
@@ -122,7 +124,7 @@ class LoadRun:
         runner.start_shape()
         try:
             self._until(one.uncounted)
-            runner.stats.reset_all()
+            self._forget()
             counted_from, used = time.time(), time.process_time()
             self._until(one.seconds)
             ended = time.time()
@@ -152,6 +154,14 @@ class LoadRun:
             if isinstance(self.runner, MasterRunner):
                 used = (client.cpu_usage for client in self.runner.clients.all)
                 self._busiest = max(self._busiest, *used, 0.0)
+
+    def _forget(self) -> None:
+        """Count from now on, in all processes."""
+        runner = self.runner
+        if isinstance(runner, MasterRunner):
+            runner.send_message(FORGET)
+            gevent.sleep(FORGET_SECONDS)
+        runner.stats.reset_all()
 
     def _line(self) -> str:
         total = self.runner.stats.total
@@ -247,6 +257,7 @@ def work(host: str, port: int) -> int:
         runner = env.create_worker_runner(host, port)
     except ConnectionError:
         raise ScenarioError(f"no master of a load test answers at {host}:{port}") from None
+    runner.register_message(FORGET, lambda environment, **_: environment.stats.reset_all())
     runner.greenlet.join()
     return 0
 
