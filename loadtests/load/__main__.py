@@ -76,9 +76,7 @@ def _load(given: argparse.Namespace, console: Console) -> int:
         else:
             load.here()
         outcome = load.measure()
-    target = {} if given.strict else one.target
-    require = one.target | one.require if given.strict else one.require
-    verdicts = thresholds.judge(outcome.figures, require, target)
+    verdicts = thresholds.judge(outcome.figures, one.require, one.target, given.strict)
     report.show(console, outcome, verdicts)
     if given.report:
         report.write(given.report, load.environment, one, outcome, verdicts)

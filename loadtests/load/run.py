@@ -14,7 +14,7 @@ from locust import LoadTestShape
 from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner
-from locust.stats import StatsEntry, stats_history
+from locust.stats import StatsEntry, update_stats_history
 
 from loadtests.load import shapes
 from loadtests.load.memory import Sampler, Slope
@@ -120,7 +120,6 @@ class LoadRun:
         """Run it to its end."""
         runner, one = self.runner, self._scenario
         workers = len(runner.clients) if isinstance(runner, MasterRunner) else 0
-        history = gevent.spawn(stats_history, runner)
         runner.start_shape()
         try:
             self._until(one.uncounted)
@@ -134,26 +133,29 @@ class LoadRun:
                 self._problems.append(f"{workers - runner.worker_count} of {workers} workers died")
         finally:
             self._stop()
-            history.kill()
         return self._outcome(counted_from, ended)
 
     def _until(self, seconds: float) -> None:
         """Wait until so long after the start, watching."""
-        next_sample = time.monotonic()
-        every = min(MEMORY_SECONDS, max(0.5, self._scenario.seconds / 20))
-        said = time.monotonic()
+        length = self._scenario.seconds
+        watched: list[_Watch] = [
+            _Watch(max(1.0, length / 300), lambda: update_stats_history(self.runner)),
+            _Watch(max(10.0, length / 20), lambda: self._say(self._line())),
+        ]
+        if self._sampler:
+            every = min(MEMORY_SECONDS, max(0.5, length / 20))
+            watched.append(_Watch(every, self._sampler.sample))
+        if isinstance(self.runner, MasterRunner):
+            watched.append(_Watch(1.0, self._note_busiest))
         while self._shape.begun is None or time.time() < self._shape.begun + seconds:
             gevent.sleep(TURN_SECONDS)
-            now = time.monotonic()
-            if self._sampler and now >= next_sample:
-                self._sampler.sample()
-                next_sample = now + every
-            if now - said > max(10.0, self._scenario.seconds / 20):
-                said = now
-                self._say(self._line())
-            if isinstance(self.runner, MasterRunner):
-                used = (client.cpu_usage for client in self.runner.clients.all)
-                self._busiest = max(self._busiest, *used, 0.0)
+            for each in watched:
+                each.look()
+
+    def _note_busiest(self) -> None:
+        if isinstance(self.runner, MasterRunner):
+            used = (client.cpu_usage for client in self.runner.clients.all)
+            self._busiest = max(self._busiest, *used, 0.0)
 
     def _forget(self) -> None:
         """Count from now on, in all processes."""
@@ -247,6 +249,20 @@ class LoadRun:
         asked = sum(total.num_reqs_per_sec.get(second, 0) for second in range(first, last))
         failed = sum(total.num_fail_per_sec.get(second, 0) for second in range(first, last))
         return float(asked - failed) / (last - first)
+
+
+class _Watch:
+    """Something to be done every so many seconds."""
+
+    def __init__(self, every: float, do: Callable[[], object]) -> None:
+        self._every, self._do = every, do
+        self._next = time.monotonic() + every
+
+    def look(self) -> None:
+        """Do it if it is time."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._every
+            self._do()
 
 
 def work(host: str, port: int) -> int:

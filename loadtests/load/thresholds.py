@@ -70,13 +70,16 @@ class Verdict:
 
 
 def judge(
-    seen: Mapping[str, float], require: Mapping[str, float], target: Mapping[str, float]
+    seen: Mapping[str, float],
+    require: Mapping[str, float],
+    target: Mapping[str, float],
+    strict: bool = False,
 ) -> list[Verdict]:
-    """Every threshold, in the order of NAMES, required before targets."""
-    required = {"failed": MOST_FAILED, **require}
+    """Every threshold, in the order of NAMES, required before targets; `strict`: all required."""
+    first = {"failed": MOST_FAILED, **require}
     return [
-        Verdict(name, wanted[name], seen.get(name), wanted is required)
-        for wanted in (required, target)
+        Verdict(name, wanted[name], seen.get(name), strict or wanted is first)
+        for wanted in (first, target)
         for name in NAMES
         if name in wanted
     ]

@@ -241,3 +241,9 @@ def test_chats_are_mostly_short_and_their_answers_within_bounds() -> None:
     assert chat.check(prompt, "Yes.", 8) is None
     assert chat.check(prompt, " ", 1) == "there is no text in it"
     assert chat.check(prompt, "Yes, and", 9) == "9 tokens where 8 were allowed"
+
+
+def test_targets_are_required_too_of_a_strict_run() -> None:
+    seen = {"rate": 90.0, "failed": 0.0}
+    assert thresholds.passed(thresholds.judge(seen, {"rate": 80}, {"rate": 85}, strict=True))
+    assert not thresholds.passed(thresholds.judge(seen, {"rate": 80}, {"rate": 100}, strict=True))
