@@ -8,19 +8,18 @@ of requests to a grpcio server behind it, and has no TLS.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
-import pygrpc_native.aio
 from google.protobuf.message import DecodeError
 
-from ds_engines.errors import Cancelled, EngineFailure, InvalidRequest, ServeError, Unsupported
+from ds_engines.errors import EngineFailure, InvalidRequest, ServeError, Unsupported
 from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
-from ds_serve.gateway.grpc.errors import CODES
+from ds_serve.gateway.grpc.errors import refusal
+from ds_serve.gateway.grpc.quick import QuickServer
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 
@@ -32,27 +31,22 @@ WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-CARRIERS: dict[str, Callable[..., grpc.aio.Server]] = {
-    "native": pygrpc_native.aio.server,
-    "grpcio": grpc.aio.server,
-}
-
-
 def build(service: InferenceService, carrier: str, address: str, largest: int) -> grpc.aio.Server:
     """A server bound to `address`, to be started. `largest`: bytes of one message."""
-    server = CARRIERS[carrier](
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", largest),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", 10_000),
-        ]
-    )
+    options = [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", 10_000),
+    ]
     ids = RequestIds()
     handlers = {name: _handler(service, name, ids) for name in METHODS}
+    server: grpc.aio.Server
     if carrier == "grpcio":
+        server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     else:
+        server = QuickServer(service, ids, options)
         server.add_registered_method_handlers(SERVICE, handlers)
     server.add_insecure_port(address)
     return server
@@ -148,19 +142,5 @@ def _given_id(context: Context) -> bytes | None:
 
 async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError) -> None:
     """Answer with the error's status; the request's id goes into the trailers and the log."""
-    request_id = ids.of(_given_id(context)).decode()
-    code = CODES[error.kind]
-    metrics.gateway_responses.labels("grpc", code.name).inc()
-    if not isinstance(error, Cancelled):
-        severe = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
-        fields = {"request_id": request_id, "method": name, "status": code.name}
-        log.log(
-            logging.WARNING if severe else logging.INFO,
-            "refused: %s",
-            error,
-            extra={"fields": fields},
-        )
-    trailers: list[tuple[str, str | bytes]] = [(ID, request_id)]
-    if error.retry_after is not None:
-        trailers.append(("retry-after", str(math.ceil(error.retry_after))))
-    await context.abort(code, str(error), tuple(trailers))
+    code, message, trailers = refusal(name, ids.of(_given_id(context)), error)
+    await context.abort(code, message, trailers)

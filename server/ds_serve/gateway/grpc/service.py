@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from functools import partial
 
 from ds_engines import config_pbtxt
 from ds_engines.errors import EngineFailure, NotFound, ServeError
@@ -18,9 +19,12 @@ from ds_serve.gateway import describe
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.grpc import codec
+from ds_serve.gateway.requests import Abandon, InferReply
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
+
+Done = Callable[[pb.ModelInferResponse | ServeError], None]
 
 STREAM_IN_FLIGHT = 1024
 """Requests of one stream that may wait for answers; then the stream is read no further."""
@@ -85,18 +89,18 @@ class InferenceService:
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, timeout: float | None = None
     ) -> pb.ModelInferResponse:
-        size = request.ByteSize()
-        trace = self._trace()
-        self._budget.take(size)
+        answer: asyncio.Future[pb.ModelInferResponse] = asyncio.get_running_loop().create_future()
+        abandon = self.begin(request, timeout, partial(_resolve, answer))
         try:
-            typed = codec.decode(request, self._seconds(request.model_name, timeout))
-            typed.trace = trace
-            message = codec.encode(await self._gateway.infer(typed))
+            return await answer
         finally:
-            self._budget.give(size)
-        if trace is not None:
-            self._keep(trace)
-        return message
+            abandon()
+
+    def begin(self, request: pb.ModelInferRequest, timeout: float | None, done: Done) -> Abandon:
+        """ModelInfer without a task. Raises what is wrong at once; `done` is told the rest,
+        unless the call is abandoned first.
+        """
+        return _Call(self, request, timeout, done).abandon
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterable[pb.ModelInferRequest], timeout: float | None = None
@@ -172,6 +176,71 @@ class InferenceService:
     def _seconds(self, model: str, timeout: float | None) -> float:
         most = self._gateway.seconds(model)
         return most if timeout is None else min(timeout, most)
+
+
+class _Call:
+    """One ModelInfer. What ends it, an answer or `abandon`, gives back what it holds."""
+
+    __slots__ = ("_abandon", "_done", "_service", "_size", "_trace")
+
+    def __init__(
+        self,
+        service: InferenceService,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        done: Done,
+    ) -> None:
+        self._service = service
+        self._done = done
+        self._trace = service._trace()
+        size = request.ByteSize()
+        service._budget.take(size)
+        self._size = size
+        try:
+            typed = codec.decode(request, service._seconds(request.model_name, timeout))
+            typed.trace = self._trace
+            self._abandon = service._gateway.begin(typed, self._answer)
+        except BaseException:
+            self._end()
+            raise
+
+    def abandon(self) -> None:
+        """Nobody waits any more; nothing happens where the call has ended."""
+        if self._size >= 0:
+            self._end()
+            self._abandon()
+
+    def _answer(self, outcome: InferReply | ServeError) -> None:
+        if self._size < 0:
+            return
+        self._end()
+        if isinstance(outcome, ServeError):
+            self._done(outcome)
+            return
+        try:
+            message = codec.encode(outcome)
+        except Exception:
+            log.exception("the gateway failed on an answer of %r", outcome.model)
+            self._done(EngineFailure("the server failed; its log says why"))
+            return
+        self._done(message)
+        if self._trace is not None:
+            self._service._keep(self._trace)
+
+    def _end(self) -> None:
+        self._service._budget.give(self._size)
+        self._size = -1
+
+
+def _resolve(
+    answer: asyncio.Future[pb.ModelInferResponse], outcome: pb.ModelInferResponse | ServeError
+) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, ServeError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 def _failed(request: pb.ModelInferRequest, error: ServeError) -> pb.ModelStreamInferResponse:
