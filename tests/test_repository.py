@@ -15,7 +15,9 @@ import pytest
 from ds_serve import cli
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["client", "deploy", "docs", "engines", "loadtests", "proto", "quantize", "server"]
+FOLDERS = [
+    "client", "deploy", "docs", "engines", "loadtests", "profiler", "proto", "quantize", "server"
+]  # fmt: skip
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
