@@ -15,6 +15,7 @@ from loadtests.load import patched  # isort: skip  # noqa: F401
 import argparse
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO if given.verbose else SILENT)
     console = Console(soft_wrap=True)
+    # Ended by a signal, it still stops the server and the workers that it has started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if given.list:
             for name in scenario.names():

@@ -15,7 +15,7 @@ from loadtests.load.scenario import Scenario, ScenarioError
 from loadtests.load.thresholds import Verdict
 
 MOST_ERRORS = 5
-SLOPE_SECONDS = 120
+SLOPE_SECONDS = 60
 STYLE = "font-family:sans-serif;margin:1.5em auto;max-width:1100px"
 CELL = "padding:.2em 1em;border:1px solid #999"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import psutil
 import pytest
 from loadtests import model
 from loadtests.server import Server, free_ports, running
@@ -168,6 +170,33 @@ def test_a_server_that_is_not_there_fails_the_run() -> None:
     done = load("mlp", *MODEST, "--rate", "20", "--server", "127.0.0.1", "--http-port", port)
     assert done.returncode == 1
     assert "the connection failed" in done.stdout
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "--worker" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_leaves_no_process_behind() -> None:
+    command = [sys.executable, "-m", "loadtests.load", "mlp", "--duration", "60", "--workers", "1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        family: list[psutil.Process] = []
+        until = time.monotonic() + 60
+        while not any(is_worker(child) for child in family):
+            assert time.monotonic() < until, f"no worker was started: {family}"
+            time.sleep(0.2)
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.communicate(timeout=60)[1].endswith("interrupted\n")
+        assert process.returncode == 130
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert len(gone) >= 3
+    assert alive == []
 
 
 @pytest.mark.parametrize(
