@@ -13,7 +13,7 @@ from ds_profile import flame
 from ds_profile.stages import PERCENTILES, Row, Stages
 from ds_profile.text import operators
 
-LAYERS_SHOWN = 40
+LAYERS_SHOWN = 25
 
 
 @dataclass(frozen=True)
