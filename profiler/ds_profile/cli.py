@@ -62,9 +62,7 @@ def _add_run(to: argparse.ArgumentParser) -> None:
     to.add_argument("--trace-file", type=Path, metavar="X", help="keep the traces in this file")
     to.add_argument("--no-layers", action="store_true", help="leave out the engine's own profile")
     _add_output(to)
-    to.add_argument(
-        "flags", nargs="*", metavar="-- FLAG", help="flags for ds-serve, after a double dash"
-    )
+    to.epilog = "What follows a double dash goes to ds-serve: -- --max-batch-size 8"
 
 
 def _add_report(to: argparse.ArgumentParser) -> None:
@@ -134,7 +132,12 @@ def _concurrency(given: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit status: 1 where there is nothing to report, 2 for a wrong call."""
-    arguments = parser().parse_args(argv)
+    own, flags = _divided(sys.argv[1:] if argv is None else argv)
+    made = parser()
+    arguments = made.parse_args(own)
+    if flags and arguments.command != "run":
+        made.error(f"{arguments.command} takes no flags for ds-serve: {' '.join(flags)}")
+    arguments.flags = flags
     try:
         return _COMMANDS[arguments.command](arguments, text.console())
     except (ProfileError, ServeError) as error:
@@ -142,6 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILURE
     except KeyboardInterrupt:
         return 130
+
+
+def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is before the first double dash, and what is behind it."""
+    given = list(argv)
+    if "--" not in given:
+        return given, []
+    place = given.index("--")
+    return given[:place], given[place + 1 :]
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
