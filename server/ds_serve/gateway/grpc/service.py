@@ -148,6 +148,8 @@ class InferenceService:
                 async for reply in self._gateway.submit(typed):
                     message = codec.encode(reply)
                     message.parameters["triton_final_response"].bool_param = reply.final
+                    if trace is not None:
+                        trace.mark("GRPC_SEND_START")
                     answers.put_nowait(pb.ModelStreamInferResponse(infer_response=message))
             finally:
                 self._budget.give(size)
@@ -168,8 +170,7 @@ class InferenceService:
         return trace
 
     def _keep(self, trace: Trace) -> None:
-        """The answer goes to whatever carries it, which sends it by and by."""
-        trace.mark("GRPC_SEND_START")
+        """The answer is with what carries it, which sends it by and by."""
         trace.mark("GRPC_SEND_END")
         self._gateway.tracer.keep(trace)
 
@@ -223,8 +224,11 @@ class _Call:
             log.exception("the gateway failed on an answer of %r", outcome.model)
             self._done(EngineFailure("the server failed; its log says why"))
             return
-        self._done(message)
-        if self._trace is not None:
+        if self._trace is None:
+            self._done(message)
+        else:
+            self._trace.mark("GRPC_SEND_START")
+            self._done(message)
             self._service._keep(self._trace)
 
     def _end(self) -> None:
