@@ -7,7 +7,7 @@ import shlex
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvloop
@@ -81,7 +81,7 @@ def tune(
     finals = _finals(goal, base, space, search, repeats, console)
     best = _winner(goal, finals)
     _write(goal, base, space, finals, best, output)
-    _prove(goal, space, best.candidate, output)
+    _prove(goal, best.candidate, output)
     _tell(goal, finals, best, output, console)
     return 0
 
@@ -186,7 +186,7 @@ def _command(goal: Goal, candidate: Candidate) -> str:
     return shlex.join(["ds-serve", "--model", str(goal.source.artifact), *candidate.flags()])
 
 
-def _prove(goal: Goal, space: Space, candidate: Candidate, output: Path) -> None:
+def _prove(goal: Goal, candidate: Candidate, output: Path) -> None:
     """Load the model with the file. Raises ProfileError where the server then says otherwise."""
 
     async def ask(model: str) -> Model:
@@ -196,9 +196,10 @@ def _prove(goal: Goal, space: Space, candidate: Candidate, output: Path) -> None
     with tempfile.TemporaryDirectory(prefix="ds-profile-") as folder:
         text = output.read_text(encoding="utf-8")
         model = uvloop.run(ask(laid_out(goal.source, text, Path(folder, "model"))))
-    loaded = default_of(model, None)
-    wanted = (candidate.instances, candidate.delay_us if space.batched else 0)
-    if (loaded.instances, loaded.delay_us) != wanted:
+    loaded = replace(default_of(model, None), gateways=candidate.gateways)
+    if not model.config.max_batch_size:  # as of a model that is batched along other axes
+        loaded = replace(loaded, max_batch_size=candidate.max_batch_size)
+    if loaded != candidate:
         raise ProfileError(f"ds-serve loads {output} as {loaded}, not as {candidate}")
 
 
