@@ -12,7 +12,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -86,20 +86,41 @@ load = Gauge(
 )
 
 
-class Tally:
-    """A count that is told to `report` once a turn of the event loop, not at every step.
+TELL_SECONDS = 0.2
+"""How far the files may lag behind. Writing a metric takes some microseconds, and a request would
+pay for a dozen; who reads the metrics asks the processes to write first."""
 
-    Writing a metric costs some microseconds, which a request should not pay several times.
-    """
+_untold: dict[Callable[[], None], asyncio.TimerHandle] = {}
+
+
+def later(tell: Callable[[], None]) -> None:
+    """Call `tell` within TELL_SECONDS, once; it writes what has been counted."""
+    if tell not in _untold:
+        loop = asyncio.get_running_loop()
+        _untold[tell] = loop.call_later(TELL_SECONDS, _tell, tell)
+
+
+def tell_all() -> None:
+    """Write what this process has counted, now."""
+    for tell in list(_untold):
+        _tell(tell)
+
+
+def _tell(tell: Callable[[], None]) -> None:
+    _untold.pop(tell).cancel()
+    tell()
+
+
+class Tally:
+    """A number that changes often. `report` is told by how much, a little later."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
-        self._untold = 0
-        self._loop = asyncio.get_running_loop()
+        self._untold: float = 0
 
-    def add(self, amount: int) -> None:
+    def add(self, amount: float = 1) -> None:
         if not self._untold:
-            self._loop.call_soon(self._tell)
+            later(self._tell)
         self._untold += amount
 
     def _tell(self) -> None:
@@ -108,12 +129,40 @@ class Tally:
             self._report(untold)
 
 
-def observe(histogram: Histogram, values: Sequence[float]) -> None:
-    """`histogram.observe` of each value, writing what changed once."""
-    bounds = histogram._upper_bounds
-    for index, count in Counts(bisect_left(bounds, value) for value in values).items():
-        histogram._buckets[index].inc(count)
-    histogram._sum.inc(sum(values))
+class Level:
+    """A number as it is now. `report` is told it a little later."""
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self._value: float = 0
+
+    def set(self, value: float) -> None:
+        if value != self._value:
+            self._value = value
+            later(self._tell)
+
+    def _tell(self) -> None:
+        self._report(self._value)
+
+
+class Observations:
+    """What a histogram is told a little later, writing each bucket once."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._values: list[float] = []
+
+    def add(self, value: float) -> None:
+        if not self._values:
+            later(self._tell)
+        self._values.append(value)
+
+    def _tell(self) -> None:
+        values, self._values = self._values, []
+        bounds, buckets = self._histogram._upper_bounds, self._histogram._buckets
+        for index, count in Counts(bisect_left(bounds, value) for value in values).items():
+            buckets[index].inc(count)
+        self._histogram._sum.inc(sum(values))
 
 
 _TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?nv_\w+?)_total\b", re.MULTILINE)

@@ -14,7 +14,7 @@ from functools import partial
 import uvicorn
 import uvloop
 
-from ds_serve import child
+from ds_serve import child, metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.gateway.gateway import Gateway
@@ -116,6 +116,7 @@ async def serve(config: GatewayConfig) -> None:
     if unfinished:
         log.warning("requests were still running after %.1f s; they fail now", grace)
         await asyncio.wait(unfinished, timeout=LAST_ANSWERS)
+    metrics.tell_all()
     supervisor.close()
 
 

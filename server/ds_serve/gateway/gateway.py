@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 
@@ -17,6 +18,9 @@ from ds_serve.transport.messages import ModelState, Registry, Statistics
 log = logging.getLogger(__name__)
 
 READY = "ready"
+
+METRICS_SECONDS = 0.25
+"""How long a reader of the metrics waits for the workers' newest figures."""
 
 
 class Gateway:
@@ -121,6 +125,15 @@ class Gateway:
 
     async def statistics(self, name: str, version: str = "") -> Statistics:
         return await self.backend(name, version).statistics()
+
+    async def tell_metrics(self) -> None:
+        """Have the workers write what they have counted; one that is busy is not waited for."""
+        asked = [asyncio.ensure_future(each.statistics()) for each in self._backends.values()]
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=METRICS_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     def close(self) -> None:
         """Fail what is still in flight."""

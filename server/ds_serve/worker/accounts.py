@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ds_engines.spec import ModelSpec
 from ds_serve import metrics
+from ds_serve.metrics import Level, Observations, Tally
 from ds_serve.transport.messages import BatchStatistics, Duration, Statistics
 from ds_serve.worker.work import Job, Timing
 
@@ -25,20 +26,20 @@ class Accounts:
     def __init__(self, spec: ModelSpec) -> None:
         self.statistics = Statistics()
         labels = (spec.name, spec.version)
-        self._success = metrics.request_success.labels(*labels)
-        self._rows = metrics.inference_count.labels(*labels)
-        self._batches = metrics.execution_count.labels(*labels)
-        self._request_us = metrics.request_us.labels(*labels)
-        self._queue_us = metrics.queue_us.labels(*labels)
-        self._input_us = metrics.input_us.labels(*labels)
-        self._infer_us = metrics.infer_us.labels(*labels)
-        self._output_us = metrics.output_us.labels(*labels)
-        self._seconds = metrics.request_seconds.labels(*labels)
-        self._batch_rows = metrics.batch_rows.labels(*labels)
-        self._pending = metrics.pending.labels(*labels)
-        self._load = metrics.load.labels(spec.name)
+        self._success = Tally(metrics.request_success.labels(*labels).inc)
+        self._rows = Tally(metrics.inference_count.labels(*labels).inc)
+        self._batches = Tally(metrics.execution_count.labels(*labels).inc)
+        self._request_us = Tally(metrics.request_us.labels(*labels).inc)
+        self._queue_us = Tally(metrics.queue_us.labels(*labels).inc)
+        self._input_us = Tally(metrics.input_us.labels(*labels).inc)
+        self._infer_us = Tally(metrics.infer_us.labels(*labels).inc)
+        self._output_us = Tally(metrics.output_us.labels(*labels).inc)
+        self._seconds = Observations(metrics.request_seconds.labels(*labels))
+        self._batch_rows = Observations(metrics.batch_rows.labels(*labels))
+        self._pending = Level(metrics.pending.labels(*labels).set)
+        self._load = Level(metrics.load.labels(spec.name).set)
         self._failure = {
-            reason: metrics.request_failure.labels(*labels, reason)
+            reason: Tally(metrics.request_failure.labels(*labels, reason).inc)
             for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
         }
 
@@ -61,12 +62,12 @@ class Accounts:
             batch.compute_input.add(timing.input_ns)
             batch.compute_infer.add(timing.infer_ns)
             batch.compute_output.add(timing.output_ns)
-            self._rows.inc(timing.rows)
-            self._batches.inc()
-            self._batch_rows.observe(timing.rows)
-            self._input_us.inc(timing.input_ns / 1e3)
-            self._infer_us.inc(timing.infer_ns / 1e3)
-            self._output_us.inc(timing.output_ns / 1e3)
+            self._rows.add(timing.rows)
+            self._batches.add()
+            self._batch_rows.add(timing.rows)
+            self._input_us.add(timing.input_ns / 1e3)
+            self._infer_us.add(timing.infer_ns / 1e3)
+            self._output_us.add(timing.output_ns / 1e3)
 
     def answered(self, jobs: Sequence[Job], timings: Sequence[Timing]) -> None:
         """Requests whose answers are on their way."""
@@ -75,31 +76,31 @@ class Accounts:
         total.last_inference_ms = time.time_ns() // 1_000_000
         shares = _shares(timings)
         queued = 0.0
-        tooks = []
+        succeeded = 0
+        request = 0.0
         for job in jobs:
             took = now - job.request.arrived
             if job.answer is not None and job.answer.fault is not None:
                 self.failed(job.answer.fault.kind, took)
                 continue
-            tooks.append(took)
+            succeeded += 1
+            request += took
+            self._seconds.add(took)
             queued += job.started - job.request.arrived
-        succeeded = len(tooks)
         if succeeded:
-            request = sum(tooks)
-            metrics.observe(self._seconds, tooks)
             total.success.add(int(request * 1e9), succeeded)
             total.queue.add(int(queued * 1e9), succeeded)
             total.compute_input.add(shares[0] * succeeded, succeeded)
             total.compute_infer.add(shares[1] * succeeded, succeeded)
             total.compute_output.add(shares[2] * succeeded, succeeded)
-            self._success.inc(succeeded)
-            self._request_us.inc(request * 1e6)
-            self._queue_us.inc(queued * 1e6)
+            self._success.add(succeeded)
+            self._request_us.add(request * 1e6)
+            self._queue_us.add(queued * 1e6)
 
     def failed(self, kind: str, took: float) -> None:
         """A request that ended without outputs, `took` seconds after its arrival."""
         self.statistics.fail.add(int(took * 1e9))
-        self._failure[REASONS.get(kind, "OTHER")].inc()
+        self._failure[REASONS.get(kind, "OTHER")].add()
 
 
 def _shares(timings: Sequence[Timing]) -> tuple[int, int, int]:

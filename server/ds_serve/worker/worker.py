@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
-from ds_serve import child
+from ds_serve import child, metrics
 from ds_serve.scheduler.batcher import Batcher
 from ds_serve.scheduler.queue import Entry, Queue
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
@@ -62,6 +62,7 @@ class Worker:
         await asyncio.sleep(0)  # the last answers leave with this turn of the loop
         beating.cancel()
         self._batcher.close()
+        metrics.tell_all()
         gateways.close()
         self._supervisor.close()
         return not self._batcher.busy
@@ -75,6 +76,7 @@ class Worker:
                 case Cancel():
                     self._cancel(gateway, message)
                 case StatisticsQuery():
+                    metrics.tell_all()
                     self._accounts.statistics.id = message.id
                     refused.append(self._accounts.statistics)
         if refused:

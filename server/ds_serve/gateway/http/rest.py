@@ -75,6 +75,8 @@ def _health(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", tags=["health"])
     async def prometheus() -> Response:
         """All processes' metrics in Prometheus text form."""
+        metrics.tell_all()
+        await gateway.tell_metrics()
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
