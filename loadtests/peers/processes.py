@@ -55,7 +55,7 @@ class Running:
 
     def memory(self) -> int:
         """Bytes resident; a page that several processes share counts once (PSS)."""
-        return sum(_pss(pid) for pid, _ in self.members())
+        return sum(pss(pid) for pid, _ in self.members())
 
     def check(self) -> None:
         """Raises ServerEnded where the server has ended by itself."""
@@ -190,7 +190,8 @@ def _stat(pid: int) -> list[int]:
     return [0, *map(int, numbers)] if state not in "ZX" else []
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """Bytes resident of one process, its part of shared pages; 0 where it is gone."""
     try:
         text = (PROC / str(pid) / "smaps_rollup").read_text()
     except OSError:

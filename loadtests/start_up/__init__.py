@@ -1,0 +1,1 @@
+"""How long a model takes to be ready, and how much memory it then takes."""
