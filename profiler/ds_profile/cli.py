@@ -17,6 +17,7 @@ from ds_profile.errors import ProfileError
 from ds_profile.inputs import Wish, shape_of
 from ds_profile.page import Report
 from ds_profile.run import Plan, run
+from ds_profile.server import busy_with_others
 from ds_profile.stages import summarise
 from ds_serve import __version__
 from ds_serve.api import resolve
@@ -157,6 +158,8 @@ def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    if busy := busy_with_others():
+        console.print(busy)
     plan = Plan(
         source=_tensor_model(arguments.model),
         protocol=arguments.protocol,

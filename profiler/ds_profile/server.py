@@ -20,9 +20,12 @@ from ds_engines.config_message import AXIS
 from ds_engines.spec import TensorSpec
 from ds_profile.errors import ProfileError
 from ds_proto.model_config_pb2 import ModelConfig
+from ds_serve.supervisor import cpus
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
+BUSY = 0.5
+"""Load average for each processor from which on measurements are disturbed."""
 
 _READY = re.compile(r"^ds-serve is ready: HTTP http://(\S+) \(docs at \S+\), gRPC (\S+)$", re.M)
 _LAUNCH = """\
@@ -135,6 +138,14 @@ async def executed(server: Server, name: str) -> tuple[int, int]:
     except ClientError as error:
         raise ProfileError(f"ds-serve gives no statistics: {error}") from None
     return statistics.rows, statistics.executions
+
+
+def busy_with_others() -> str:
+    """A warning, before anything is started, where the machine has much else to do."""
+    load = os.getloadavg()[0]
+    if load < BUSY * cpus.available():
+        return ""
+    return f"The machine is busy with other work (load average {load:.1f}): figures will be noisy."
 
 
 def ds_serve_flags(trace_file: Path, rate: int) -> list[str]:

@@ -71,13 +71,13 @@ def test_a_run_with_data_of_ones_own(tmp_path: Path) -> None:
         said = profile("run", model, "--seconds", "0.2", "--no-layers", *wish)
         assert in_order(said, [*STAGES, "network", "total"])
     said = profile("run", model, "--seconds", "0.2", "--shape", "x=1x3", status=1)
-    assert said.startswith("ds-profile: model 'picky' refused a request")
+    assert "ds-profile: model 'picky' refused a request" in said
     said = profile("run", model, "--shape", "z=1x3", status=1)
     assert "--shape z: the model has no such input; it has x" in said
 
 
 def test_what_cannot_be_profiled_is_said(tmp_path: Path) -> None:
-    assert profile("run", tmp_path / "no.onnx", status=1).startswith("ds-profile: there is no file")
+    assert "ds-profile: there is no file" in profile("run", tmp_path / "no.onnx", status=1)
     (tmp_path / "empty.json").write_text("[]")
     assert "no trace of a request" in profile("report", tmp_path / "empty.json", status=1)
     assert "--latency-ms" in profile("tune", "magika", status=2)
@@ -118,9 +118,8 @@ def test_tuning_goes_on_after_a_kill_and_ds_serve_loads_what_it_writes(
     with Server("--model", mlp) as server:
         config = json.loads(server.get("/v2/models/mlp/config").text)
     assert config["max_batch_size"] == int(found[1])
-    assert profile("tune", mlp, "--latency-ms", "1", "--study", study, status=1).startswith(
-        f"ds-profile: --study {study} is of other trials"
-    )
+    said = profile("tune", mlp, "--latency-ms", "1", "--study", study, status=1)
+    assert f"ds-profile: --study {study} is of other trials" in said
 
 
 @pytest.mark.slow

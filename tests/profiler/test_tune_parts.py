@@ -11,6 +11,7 @@ from ds_engines import config_pbtxt
 from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
 from ds_profile.errors import ProfileError
 from ds_profile.server import Model
+from ds_profile.tune.command import Final, winner
 from ds_profile.tune.measure import Goal, Score, Watch
 from ds_profile.tune.search import Hopeless, Search
 from ds_profile.tune.space import Candidate, Space, laid_out, space_of, written
@@ -238,3 +239,38 @@ def test_values_order_first_by_the_limit_then_by_rate(tmp_path: Path) -> None:
     assert ordered == [later, late, slower, kept]
     assert not failed.keeps(mine)
     assert failed.value(mine) < 0
+
+
+# ---- the verdict
+
+
+def final(*rates: float, late: bool = False, instances: int = 2) -> Final:
+    latency = 20.0 if late else 5.0
+    return Final(Candidate(8, 0, instances, 1), tuple(Score(rate, latency, 4) for rate in rates))
+
+
+def test_the_winner_is_better_beyond_noise(tmp_path: Path) -> None:
+    default = final(100, 110, 105, instances=1)
+    clear, near = final(120, 130, 125), final(109, 150, 160, instances=3)
+    assert winner(goal(tmp_path), [default, near, clear]) is clear
+    assert winner(goal(tmp_path), [default, near]) is default
+
+
+def test_one_measurement_must_show_more(tmp_path: Path) -> None:
+    default = final(100, instances=1)
+    assert winner(goal(tmp_path), [default, final(105)]) is default
+    more = final(120)
+    assert winner(goal(tmp_path), [default, more]) is more
+
+
+def test_a_rate_beyond_the_limit_counts_for_nothing(tmp_path: Path) -> None:
+    default, kept = final(500, 510, late=True, instances=1), final(90, 100)
+    assert winner(goal(tmp_path), [default, final(900, 900, late=True), kept]) is kept
+    some = Final(default.candidate, (*default.scores, Score(95.0, 5.0, 4)))
+    assert winner(goal(tmp_path), [some, kept]) is some
+
+
+def test_nothing_keeps_the_limit(tmp_path: Path) -> None:
+    finals = [final(500, 510, late=True, instances=1), final(900, 900, late=True)]
+    with pytest.raises(ProfileError, match=r"keeps p99 within 10 ms; the nearest has 20\.0 ms"):
+        winner(goal(tmp_path), finals)

@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 
 from ds_profile.errors import ProfileError
-from ds_profile.server import Model, describe, running
+from ds_profile.server import Model, busy_with_others, describe, running
 from ds_profile.tune.measure import Goal, Score, Watch, measure
 from ds_profile.tune.search import Search
 from ds_profile.tune.space import (
@@ -65,6 +65,8 @@ def tune(
 
     Raises ProfileError, also where no configuration keeps the limit.
     """
+    if busy := busy_with_others():
+        console.print(busy)
     base = base_of(goal.source)
     space = _space(goal, base)
     search = Search(goal, space, study)
@@ -79,7 +81,7 @@ def tune(
 
     search.run(trials, measured, tell)
     finals = _finals(goal, base, space, search, repeats, console)
-    best = _winner(goal, finals)
+    best = winner(goal, finals)
     _write(goal, base, space, finals, best, output)
     _prove(goal, best.candidate, output)
     _tell(goal, finals, best, output, console)
@@ -137,7 +139,7 @@ def _finals(
     return [Final(candidate, tuple(scores[candidate])) for candidate in candidates]
 
 
-def _winner(goal: Goal, finals: Sequence[Final]) -> Final:
+def winner(goal: Goal, finals: Sequence[Final]) -> Final:
     """The default, unless another is better beyond what measurements differ among themselves."""
     default = finals[0]
     keeping = [final for final in finals if final.keeps(goal)]
@@ -147,14 +149,18 @@ def _winner(goal: Goal, finals: Sequence[Final]) -> Final:
             f"no configuration tried keeps p{goal.percentile:g} within {goal.latency_ms:g} ms; "
             f"the nearest has {nearest.latency_ms:.1f} ms ({nearest.candidate})"
         )
-    best = max(keeping, key=lambda final: final.rate)
-    return best if not default.keeps(goal) or _beats(best, default) else default
+    keeping.sort(key=lambda final: -final.rate)
+    better = (final for final in keeping if final is not default and _beats(goal, final, default))
+    return next(better, default)
 
 
-def _beats(best: Final, default: Final) -> bool:
-    lowest = min(score.rate for score in best.scores)
-    highest = max(score.rate for score in default.scores)
-    return lowest > highest and (len(best.scores) > 1 or lowest >= CLEAR * highest)
+def _beats(goal: Goal, one: Final, default: Final) -> bool:
+    """Whether its worst measurement is better than the default's best; a rate within the limit
+    is better than any beyond it.
+    """
+    worst = min(score.value(goal) for score in one.scores)
+    best = max(score.value(goal) for score in default.scores)
+    return worst > max(best, 0.0) and (len(one.scores) > 1 or worst >= CLEAR * best)
 
 
 def _write(
@@ -203,13 +209,19 @@ def _prove(goal: Goal, candidate: Candidate, output: Path) -> None:
         raise ProfileError(f"ds-serve loads {output} as {loaded}, not as {candidate}")
 
 
+def _kept(goal: Goal, final: Final) -> str:
+    kept = sum(score.keeps(goal) for score in final.scores)
+    many = len(final.scores)
+    return "" if kept == many else f"; it kept the limit in {kept} of {many} measurements"
+
+
 def _tell(goal: Goal, finals: Sequence[Final], best: Final, output: Path, console: Console) -> None:
     default = finals[0]
     limit = f"p{goal.percentile:g} within {goal.latency_ms:g} ms"
     if best is default:
         console.print(
             f"Nothing beats the default beyond noise under {limit}: {default.rate:,.0f} "
-            f"requests/s, {default.latency_ms:.1f} ms ({default.candidate})."
+            f"requests/s, {default.latency_ms:.1f} ms ({default.candidate}){_kept(goal, default)}."
         )
     elif default.keeps(goal):
         console.print(
