@@ -26,7 +26,7 @@ def profile(*arguments: str | Path, status: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == status, done.stdout
@@ -63,6 +63,7 @@ def test_a_run_and_a_report_of_its_traces(mlp: Path, tmp_path: Path, protocol: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_run_with_data_of_ones_own(tmp_path: Path) -> None:
     """A model that takes only lengths that are multiples of 16."""
     model = onnx_models.picky_length(tmp_path / "picky.onnx")
@@ -87,7 +88,7 @@ TUNE = ["--latency-ms", "500", "--seconds", "0.2", "--repeats", "1", "--concurre
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_tuning_goes_on_after_a_kill_and_ds_serve_loads_what_it_writes(
     mlp: Path, tmp_path: Path
 ) -> None:
@@ -123,7 +124,7 @@ def test_tuning_goes_on_after_a_kill_and_ds_serve_loads_what_it_writes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_limit_that_nothing_keeps(mlp: Path, tmp_path: Path) -> None:
     output = tmp_path / "config.pbtxt"
     said = profile(
