@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from functools import partial
 
 from ds_engines import config_pbtxt
@@ -19,15 +19,11 @@ from ds_serve.gateway import describe
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.grpc import codec
+from ds_serve.gateway.grpc.stream import Done, Stream
 from ds_serve.gateway.requests import Abandon, InferReply
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
-
-Done = Callable[[pb.ModelInferResponse | ServeError], None]
-
-STREAM_IN_FLIGHT = 1024
-"""Requests of one stream that may wait for answers; then the stream is read no further."""
 
 
 class InferenceService:
@@ -96,70 +92,59 @@ class InferenceService:
         finally:
             abandon()
 
-    def begin(self, request: pb.ModelInferRequest, timeout: float | None, done: Done) -> Abandon:
+    def begin(
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        done: Done,
+        raw: Sequence[memoryview] = (),
+    ) -> Abandon:
         """ModelInfer without a task. Raises what is wrong at once; `done` is told the rest,
-        unless the call is abandoned first.
+        unless the call is abandoned first. `raw`: see `codec.read`.
         """
-        return _Call(self, request, timeout, done).abandon
+        return _Call(self, request, timeout, done, raw).abandon
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterable[pb.ModelInferRequest], timeout: float | None = None
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Requests of a stream run side by side; each answer is sent as soon as it is there."""
         answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
-        reader = asyncio.ensure_future(self._read_stream(requests, timeout, answers))
+        stream = Stream(self, timeout, answers.put_nowait)
+        reader = asyncio.ensure_future(_read(requests, stream, answers))
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
+                stream.sent()
         finally:
+            stream.close()
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
 
-    async def _read_stream(
-        self,
-        requests: AsyncIterable[pb.ModelInferRequest],
-        timeout: float | None,
-        answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
-    ) -> None:
-        room = asyncio.Semaphore(STREAM_IN_FLIGHT)
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await room.acquire()
-                    task = group.create_task(self._stream_one(request, timeout, answers))
-                    task.add_done_callback(lambda _: room.release())
-        finally:
-            answers.put_nowait(None)
+    def answers_often(self, request: pb.ModelInferRequest) -> bool:
+        """Whether the model may give several answers. Raises NotFound, Unavailable."""
+        return self._gateway.spec(request.model_name, request.model_version).task == "text"
 
-    async def _stream_one(
-        self,
-        request: pb.ModelInferRequest,
-        timeout: float | None,
-        answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
-    ) -> None:
+    async def replies(
+        self, request: pb.ModelInferRequest, timeout: float | None
+    ) -> AsyncIterator[pb.ModelInferResponse]:
+        """All answers, each marked with whether it is the last one."""
         size = request.ByteSize()
         trace = self._trace()
+        self._budget.take(size)
         try:
-            self._budget.take(size)
-            try:
-                typed = codec.decode(request, self._seconds(request.model_name, timeout))
-                typed.trace = trace
-                async for reply in self._gateway.submit(typed):
-                    message = codec.encode(reply)
-                    message.parameters["triton_final_response"].bool_param = reply.final
-                    if trace is not None:
-                        trace.mark("GRPC_SEND_START")
-                    answers.put_nowait(pb.ModelStreamInferResponse(infer_response=message))
-            finally:
-                self._budget.give(size)
-            if trace is not None:
-                self._keep(trace)
-        except ServeError as error:
-            answers.put_nowait(_failed(request, error))
-        except Exception:
-            log.exception("the gateway failed on a request of a stream")
-            answers.put_nowait(_failed(request, EngineFailure("the server failed; see its log")))
+            typed = codec.decode(request, self._seconds(request.model_name, timeout))
+            typed.trace = trace
+            async for reply in self._gateway.submit(typed):
+                message = codec.encode(reply)
+                message.parameters["triton_final_response"].bool_param = reply.final
+                if trace is not None:
+                    trace.mark("GRPC_SEND_START")
+                yield message
+        finally:
+            self._budget.give(size)
+        if trace is not None:
+            self._keep(trace)
 
     def _trace(self) -> Trace | None:
         """Of the request that has just been read, where its turn has come."""
@@ -190,15 +175,16 @@ class _Call:
         request: pb.ModelInferRequest,
         timeout: float | None,
         done: Done,
+        raw: Sequence[memoryview],
     ) -> None:
         self._service = service
         self._done = done
         self._trace = service._trace()
-        size = request.ByteSize()
+        size = request.ByteSize() + sum(map(len, raw))
         service._budget.take(size)
         self._size = size
         try:
-            typed = codec.decode(request, service._seconds(request.model_name, timeout))
+            typed = codec.decode(request, service._seconds(request.model_name, timeout), raw)
             typed.trace = self._trace
             self._abandon = service._gateway.begin(typed, self._answer)
         except BaseException:
@@ -236,6 +222,22 @@ class _Call:
         self._size = -1
 
 
+async def _read(
+    requests: AsyncIterable[pb.ModelInferRequest],
+    stream: Stream,
+    answers: asyncio.Queue[pb.ModelStreamInferResponse | None],
+) -> None:
+    """Take the requests as long as there is room; None follows the last answer."""
+    try:
+        async for request in requests:
+            if stream.full:
+                await stream.room()
+            stream.take(request)
+        await stream.finished()
+    finally:
+        answers.put_nowait(None)
+
+
 def _resolve(
     answer: asyncio.Future[pb.ModelInferResponse], outcome: pb.ModelInferResponse | ServeError
 ) -> None:
@@ -245,13 +247,6 @@ def _resolve(
         answer.set_exception(outcome)
     else:
         answer.set_result(outcome)
-
-
-def _failed(request: pb.ModelInferRequest, error: ServeError) -> pb.ModelStreamInferResponse:
-    """The client tells by the id which of its requests the message is about."""
-    about = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-    about.parameters["triton_final_response"].bool_param = True
-    return pb.ModelStreamInferResponse(error_message=str(error), infer_response=about)
 
 
 def _tensor(tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
