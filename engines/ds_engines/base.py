@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
-import numpy as np
 
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Tensors = dict[str, Array]
+if TYPE_CHECKING:
+    # The supervisor, which has no tensors, imports this module as well.
+    import numpy as np
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Tensors: TypeAlias = "dict[str, Array]"
 """Name to array. BYTES tensors are object arrays of bytes, BF16 tensors uint16 bit patterns."""
 
 

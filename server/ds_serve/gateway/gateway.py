@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from ds_engines.errors import NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
-from ds_serve.gateway.text import TextBackend
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.messages import ModelState, Registry, Statistics
 
 log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ds_serve.gateway.text import TextBackend
+
 
 READY = "ready"
 
@@ -54,6 +58,10 @@ class Gateway:
     async def update(self, registry: Registry) -> None:
         """Take over what the supervisor says; drop links to workers that are gone."""
         self._informed = True
+        if any(map(_is_text, registry.models)):
+            # Its HTTP client takes long to import: other models are answered meanwhile, and this
+            # one is not ready before.
+            await asyncio.to_thread(import_module, "ds_serve.gateway.text")
         states = {state.name: state for state in registry.models}
         for name, known in list(self._states.items()):
             new = states.get(name)
@@ -99,17 +107,17 @@ class Gateway:
     def seconds(self, name: str) -> float:
         """How long a request to that model may take at most."""
         state = self._states.get(name)
-        is_text = state is not None and state.spec is not None and state.spec.task == "text"
+        is_text = state is not None and _is_text(state)
         return self.limits.text_timeout if is_text else self.limits.request_timeout
 
     def text(self, name: str) -> TextBackend:
         """The OpenAI server behind a text model. Raises NotFound, also for a tensor model."""
         backend = self.backend(name)
-        if not isinstance(backend, TextBackend):
+        if not _is_text(self._states[name]):
             raise NotFound(
                 f"model {name!r} takes tensors: send it to /v2/models/{name}/infer or over gRPC"
             )
-        return backend
+        return cast("TextBackend", backend)
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
@@ -144,7 +152,9 @@ class Gateway:
     async def _connect(self, state: ModelState) -> Backend:
         if state.spec is None:
             raise _unavailable(state)
-        if state.spec.task == "text":
+        if _is_text(state):
+            from ds_serve.gateway.text import TextBackend  # noqa: PLC0415
+
             return TextBackend(state.spec, state.address)
         backend = TensorBackend(state.spec)
         await backend.connect(state.address)
@@ -164,3 +174,7 @@ def _unavailable(state: ModelState) -> ServeError:
     if state.state == "failed":  # waiting does not help
         error.retry_after = None
     return error
+def _is_text(state: ModelState) -> bool:
+    return state.spec is not None and state.spec.task == "text"
+
+

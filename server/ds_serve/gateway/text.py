@@ -23,18 +23,9 @@ from ds_engines.errors import (
     Unavailable,
     Unsupported,
 )
-from ds_engines.spec import ModelSpec, TensorSpec
+from ds_engines.spec import ModelSpec
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
 from ds_serve.transport.messages import Statistics, Tensor
-
-INPUTS = (
-    TensorSpec("text_input", "BYTES", (1,)),
-    TensorSpec("stream", "BOOL", (1,), optional=True),
-    TensorSpec("sampling_parameters", "BYTES", (1,), optional=True),
-    TensorSpec("exclude_input_in_output", "BOOL", (1,), optional=True),
-)
-OUTPUTS = (TensorSpec("text_output", "BYTES", (1,)),)
-"""A text model seen through KServe has the tensors of Triton's vLLM backend."""
 
 ELSEWHERE: Mapping[str, str] = {
     "model": "the request names its model itself",

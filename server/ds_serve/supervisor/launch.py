@@ -12,9 +12,9 @@ from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
 from ds_serve import tracing
 from ds_serve.gateway.config import GatewayConfig
-from ds_serve.gateway.text import INPUTS, OUTPUTS
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
+from ds_serve.text_tensors import INPUTS, OUTPUTS
 from ds_serve.worker.config import WorkerConfig
 
 TEXT_PLATFORM = "openvino_genai"

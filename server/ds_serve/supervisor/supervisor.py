@@ -17,7 +17,6 @@ from ds_serve.supervisor import cpus, launch, ports
 from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.gateways import GatewayKeeper
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
-from ds_serve.supervisor.text_worker import TextWorkerKeeper
 from ds_serve.supervisor.worker import FAILED, READY, WorkerKeeper
 from ds_serve.transport.messages import ModelState, Registry
 from ds_serve.worker.config import WorkerConfig
@@ -101,6 +100,9 @@ class Supervisor:
         if source.task == "text":
             command = partial(launch.text_command, self.settings, source, threads)
             spec = launch.text_spec(source)
+            # Its HTTP client takes long to import, so only servers that have text models do.
+            from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
+
             return TextWorkerKeeper(spec, command, folder, hang, self._changed)
 
         def configure(identity: str, socket: Path) -> WorkerConfig:

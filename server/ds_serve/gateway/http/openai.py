@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
 
 from ds_engines.errors import (
@@ -24,6 +23,9 @@ from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch, read_body
 from ds_serve.gateway.http.kserve_codec import header_timeout
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+
+if TYPE_CHECKING:
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
