@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest, Unsupported
 from ds_proto import grpc_service_pb2 as pb
-from ds_serve.gateway.grpc.codec import CONTENTS, decode, encode
+from ds_serve.gateway.grpc.codec import CONTENTS, LARGE, decode, encode, read
 from ds_serve.gateway.requests import InferReply
 
 MOST = 60.0
@@ -38,6 +38,43 @@ def typed_message(tensors: Tensors) -> Any:
         given = message.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         getattr(given.contents, CONTENTS[spec.datatype]).extend(array.reshape(-1).tolist())
     return message
+
+
+def padded(message: Any) -> bytes:
+    """The message, long enough that its raw contents are not copied."""
+    message.parameters["padding"].string_param = "x" * LARGE
+    return message.SerializeToString()
+
+
+@given(wire.inputs())
+def test_a_large_message_lends_its_raw_contents(tensors: Tensors) -> None:
+    message = raw_message(tensors)
+    found, raw = read(padded(message))
+    assert not found.raw_input_contents
+    assert [bytes(view) for view in raw] == list(message.raw_input_contents)
+    decoded, expected = decode(found, MOST, raw), decode(message, MOST)
+    assert [(t.name, t.shape, bytes(t.data)) for t in decoded.inputs] == [
+        (t.name, t.shape, bytes(t.data)) for t in expected.inputs
+    ]
+
+
+@given(wire.inputs(), st.data())
+def test_a_large_message_is_parsed_as_protobuf_does(tensors: Tensors, data: Any) -> None:
+    """Cut short or with bytes changed: both read it, or both refuse it."""
+    payload = bytearray(padded(raw_message(tensors)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, len(payload) - 1))
+        payload[place] = data.draw(st.integers(0, 255))
+    payload = bytes(payload[: data.draw(st.integers(LARGE, len(payload)))])
+    try:
+        whole = pb.ModelInferRequest.FromString(payload)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            read(payload)
+        return
+    message, raw = read(payload)
+    message.raw_input_contents.extend(bytes(view) for view in raw)
+    assert message == whole or b"nan" in str(whole).encode()
 
 
 @given(wire.inputs())

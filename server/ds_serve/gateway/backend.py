@@ -13,9 +13,11 @@ from typing import Protocol
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
+from ds_serve.gateway.shared_inputs import SharedInputs
+from ds_serve.transport.arena import Block
 from ds_serve.transport.codec import frames_of, read_from_worker
 from ds_serve.transport.link import Link, Outbox, connect
-from ds_serve.transport.messages import Cancel, Infer, Statistics, StatisticsQuery
+from ds_serve.transport.messages import Attached, Cancel, Infer, Statistics, StatisticsQuery
 
 STATISTICS_SECONDS = 2.0
 NEVER = float("inf")
@@ -25,7 +27,13 @@ class Backend(Protocol):
     """A model that is ready."""
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
-        """As `infer`, without a task. Raises InvalidRequest at once; `done` is told the rest."""
+        """As `infer`, without a task. Raises InvalidRequest at once; `done` is told the rest.
+
+        The request's block is the backend's from now on, unless this raises.
+        """
+
+    def room(self, size: int, before: int) -> Block | None:
+        """Memory for the body of a request, of which what follows `before` bytes is aligned."""
 
     def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
         """The answers, as they come. Raises the errors of ds_engines.errors."""
@@ -51,18 +59,27 @@ class TensorBackend:
         self._loop = asyncio.get_running_loop()
         self._link = Link(self._receive, on_lost=self._lost)
         self._outbox = Outbox(self._flush)
+        self._shared = SharedInputs()
         self._due = NEVER
         self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self, address: str) -> None:
         """Raises OSError where the worker is gone already."""
         await connect(Path(address), self._link)
+        offer = self._shared.offer()
+        if offer is not None:
+            self._outbox.put(offer)
+
+    def room(self, size: int, before: int) -> Block | None:
+        return self._shared.room(size, before)
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         rows = check(self.spec, request)
         key = next(self._ids)
         self._waiting[key] = (request, done)
+        places = self._shared.place(key, request)
         infer = Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
+        infer.places = places
         if request.trace is not None:
             infer.traced = True
             request.trace.mark("REQUEST_START")
@@ -98,6 +115,7 @@ class TensorBackend:
 
     def close(self, reason: ServeError) -> None:
         self._fail(reason)
+        self._shared.close()
         self._link.close()
 
     def _abandon(self, key: int) -> None:
@@ -122,6 +140,7 @@ class TensorBackend:
 
     def _lost(self, link: Link) -> None:
         self._fail(_lost(self.spec))
+        self._shared.close()
 
     def _receive(self, link: Link, frames: list[memoryview]) -> None:
         for message in read_from_worker(frames):
@@ -130,6 +149,10 @@ class TensorBackend:
                 if asked is not None and not asked.done():
                     asked.set_result(message)
                 continue
+            if isinstance(message, Attached):
+                self._shared.attached(message.ok)
+                continue
+            self._shared.release(message.id)
             waiting = self._waiting.pop(message.id, None)
             if waiting is None:
                 continue

@@ -14,12 +14,13 @@ from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.tracing import Tracer, TraceSettings
+from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics
 
-log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from ds_serve.gateway.text import TextBackend
 
+log = logging.getLogger(__name__)
 
 READY = "ready"
 
@@ -57,11 +58,11 @@ class Gateway:
 
     async def update(self, registry: Registry) -> None:
         """Take over what the supervisor says; drop links to workers that are gone."""
-        self._informed = True
         if any(map(_is_text, registry.models)):
             # Its HTTP client takes long to import: other models are answered meanwhile, and this
             # one is not ready before.
             await asyncio.to_thread(import_module, "ds_serve.gateway.text")
+        self._informed = True
         states = {state.name: state for state in registry.models}
         for name, known in list(self._states.items()):
             new = states.get(name)
@@ -123,6 +124,11 @@ class Gateway:
         """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
         return self.backend(request.model, request.version).begin(request, done)
 
+    def room(self, name: str, size: int, before: int) -> Block | None:
+        """Memory for a body that goes to that model, where its worker can read it."""
+        backend = self._backends.get(name)
+        return None if backend is None else backend.room(size, before)
+
     async def infer(self, request: InferRequest) -> InferReply:
         """The one answer. Raises the errors of ds_engines.errors."""
         return await self.backend(request.model, request.version).infer(request)
@@ -168,13 +174,13 @@ class Gateway:
         backend.close(Unavailable(f"model {name!r} lost this request: {reason}"))
 
 
+def _is_text(state: ModelState) -> bool:
+    return state.spec is not None and state.spec.task == "text"
+
+
 def _unavailable(state: ModelState) -> ServeError:
     reason = f": {state.reason}" if state.reason else ""
     error = Unavailable(f"model {state.name!r} is {state.state}{reason}")
     if state.state == "failed":  # waiting does not help
         error.retry_after = None
     return error
-def _is_text(state: ModelState) -> bool:
-    return state.spec is not None and state.spec.task == "text"
-
-

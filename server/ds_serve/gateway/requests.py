@@ -12,6 +12,7 @@ from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.tracing import Trace
+from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Tensor
 
 LARGEST = 2**63 - 1
@@ -21,7 +22,8 @@ LARGEST = 2**63 - 1
 class InferRequest(msgspec.Struct, gc=False):
     """One request to one model. `outputs` is empty where the client wants all of them.
 
-    `arrived` and `deadline` are in seconds of the monotonic clock.
+    `arrived` and `deadline` are in seconds of the monotonic clock. `block` holds the inputs' bytes
+    where they were received into memory that the worker reads.
     """
 
     model: str
@@ -32,6 +34,7 @@ class InferRequest(msgspec.Struct, gc=False):
     id: str = ""
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
+    block: Block | None = None
     trace: Trace | None = None
 
 

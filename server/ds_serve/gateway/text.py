@@ -25,6 +25,7 @@ from ds_engines.errors import (
 )
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
+from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Statistics, Tensor
 
 ELSEWHERE: Mapping[str, str] = {
@@ -108,6 +109,9 @@ class TextBackend:
                 return
             async for text, done in _deltas(answer):
                 yield _reply(self.spec, request, text, final=done)
+
+    def room(self, size: int, before: int) -> Block | None:
+        return None
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         check(self.spec, request)

@@ -13,6 +13,10 @@ from ds_serve.child import FAILURE_FILE, PERMANENT
 KILL_AFTER = 5.0
 """Seconds that a process gets to end by itself once it was asked to."""
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+"""For glibc: memory that a large tensor held is kept for the next one. Given back to the system,
+it would have to be mapped and cleared anew, page by page, which can cost more than the request."""
+
 
 class Process:
     """A started child. `exit_reason` is fit for a person."""
@@ -26,7 +30,7 @@ class Process:
     async def start(cls, command: list[str], failure: Path) -> Process:
         """Start a command; should it fail, it may say why in the file `failure`."""
         failure.unlink(missing_ok=True)
-        environment = {**os.environ, FAILURE_FILE: str(failure)}
+        environment = {**ALLOCATOR, **os.environ, FAILURE_FILE: str(failure)}
         # In a session of its own, so that a signal to our process group (Ctrl-C in a terminal)
         # reaches the supervisor alone, which ends its children in the right order.
         process = await asyncio.create_subprocess_exec(

@@ -63,7 +63,7 @@ def _reader(kind: Any) -> Callable[[Sequence[memoryview]], list[Any]]:
         if len(frames) > 1:
             for message in messages:
                 for tensor in _tensors(message):
-                    if isinstance(tensor.data, int):
+                    if isinstance(tensor.data, int) and tensor.data >= 0:
                         tensor.data = frames[tensor.data]
         return messages
 

@@ -14,7 +14,8 @@ from ds_engines.spec import ModelSpec
 class Tensor(msgspec.Struct, array_like=True, gc=False):
     """A tensor in KServe's binary form.
 
-    `data` holds the bytes, or the index of the message frame which holds them.
+    `data` holds the bytes, or the index of the message frame which holds them. Below zero it says
+    which of the request's `places` (offset and size in the gateway's arena): -1 is the first.
     """
 
     name: str
@@ -33,6 +34,21 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     inputs: list[Tensor]
     outputs: tuple[str, ...]
     traced: bool = False
+    places: list[tuple[int, int]] = []
+
+
+class Attach(msgspec.Struct, array_like=True, gc=False, tag=3):
+    """Gateway to worker: my arena, where large tensors will lie."""
+
+    pid: int
+    fd: int
+    size: int
+
+
+class Attached(msgspec.Struct, array_like=True, gc=False, tag=2):
+    """Worker to gateway: whether your arena can be read."""
+
+    ok: bool
 
 
 class Cancel(msgspec.Struct, array_like=True, gc=False, tag=1):
@@ -158,7 +174,7 @@ class Registry(msgspec.Struct, array_like=True, tag=5):
     models: list[ModelState]
 
 
-ToWorker = Infer | Cancel | StatisticsQuery
-FromWorker = Answer | Statistics
+ToWorker = Infer | Cancel | StatisticsQuery | Attach
+FromWorker = Answer | Statistics | Attached
 ToSupervisor = Hello | Listening | Loaded | Beat
 FromSupervisor = Stop | Registry

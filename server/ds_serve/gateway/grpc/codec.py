@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
@@ -31,8 +33,70 @@ CONTENTS = {
 """The field of InferTensorContents for a datatype; FP16 and BF16 travel as raw contents only."""
 
 
-def decode(message: pb.ModelInferRequest, timeout: float) -> InferRequest:
-    """The request in `message`. `timeout`: the most seconds it may take. Raises InvalidRequest."""
+RAW_CONTENTS = (7 << 3) | 2
+"""What precedes each of raw_input_contents on the wire: field 7, length-delimited."""
+
+LARGE = 64 * 1024
+"""Bytes. A shorter message is quicker parsed whole."""
+
+
+def read(payload: bytes) -> tuple[pb.ModelInferRequest, list[memoryview]]:
+    """The message, and its raw contents, which a large payload lends instead of copying them into
+    the message. Raises DecodeError.
+    """
+    if len(payload) < LARGE:
+        return pb.ModelInferRequest.FromString(payload), []
+    view = memoryview(payload)
+    raw, others = [], []
+    position = kept = 0
+    while position < len(payload):
+        start = position
+        tag, position = _varint(payload, position)
+        size, position = _field_size(payload, tag, position)
+        if position + size > len(payload):
+            raise DecodeError("the message is cut short")
+        if tag == RAW_CONTENTS:
+            raw.append(view[position : position + size])
+            others.append(view[kept:start])
+            kept = position + size
+        position += size
+    others.append(view[kept:])
+    return pb.ModelInferRequest.FromString(b"".join(others)), raw
+
+
+def _field_size(payload: bytes, tag: int, position: int) -> tuple[int, int]:
+    """The bytes of a field's value, and where it begins."""
+    match tag & 7:
+        case 0:
+            return 0, _varint(payload, position)[1]
+        case 1:
+            return 8, position
+        case 2:
+            return _varint(payload, position)
+        case 5:
+            return 4, position
+    raise DecodeError("the message holds a field of no known kind")
+
+
+def _varint(payload: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(payload) and shift < 64:
+        byte = payload[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise DecodeError("the message is cut short")
+
+
+def decode(
+    message: pb.ModelInferRequest, timeout: float, raw: Sequence[memoryview] = ()
+) -> InferRequest:
+    """The request in `message`, whose raw contents `raw` are where it has none itself.
+
+    `timeout`: the most seconds it may take. Raises InvalidRequest.
+    """
     arrived = time.monotonic()
     given: dict[str, Any] = {}
     if message.parameters:
@@ -44,7 +108,7 @@ def decode(message: pb.ModelInferRequest, timeout: float) -> InferRequest:
     return InferRequest(
         model=message.model_name,
         version=message.model_version,
-        inputs=_inputs(message),
+        inputs=_inputs(message, raw or message.raw_input_contents),
         arrived=arrived,
         deadline=arrived + parameters.timeout(given, timeout),
         id=message.id,
@@ -65,8 +129,7 @@ def encode(reply: InferReply) -> pb.ModelInferResponse:
     return message
 
 
-def _inputs(message: pb.ModelInferRequest) -> list[Tensor]:
-    raw = message.raw_input_contents
+def _inputs(message: pb.ModelInferRequest, raw: Sequence[bytes | memoryview]) -> list[Tensor]:
     if not raw:
         return [_typed(given) for given in message.inputs]
     if len(raw) != len(message.inputs):

@@ -21,6 +21,7 @@ from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import SERVICE
 from ds_serve import metrics
+from ds_serve.gateway.grpc import codec
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
@@ -88,9 +89,9 @@ class QuickServer(pygrpc_native.aio.Server):
     ) -> None:
         given = _given_id(metadata)
         try:
-            request = pb.ModelInferRequest.FromString(payload)
+            request, raw = codec.read(payload)
             answer = partial(self._answer, call_id, given)
-            self._running[call_id] = self._service.begin(request, seconds, answer)
+            self._running[call_id] = self._service.begin(request, seconds, answer, raw)
         except DecodeError:
             name = pb.ModelInferRequest.DESCRIPTOR.full_name
             self._refuse(call_id, given, InvalidRequest(f"the request's bytes are no {name}"))

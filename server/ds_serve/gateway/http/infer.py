@@ -21,8 +21,10 @@ from ds_serve.gateway.http.answer import (
     Watch,
     check_announced,
 )
+from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon, InferReply
+from ds_serve.transport.arena import Block
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Call:
     """
 
     __slots__ = (
-        "_abandon", "_chunks", "_done", "_ended", "_route", "_size", "_trace", "_wanted",
+        "_abandon", "_block", "_chunks", "_done", "_ended", "_route", "_size", "_trace", "_wanted",
         "headers", "model", "request_id", "version",
     )  # fmt: skip
 
@@ -90,6 +92,7 @@ class Call:
         self._route = route
         self._chunks: list[bytes] = []
         self._size = 0
+        self._block: Block | None = None
         self._ended = False
         self._abandon: Abandon | None = None
         self._done: Callable[[Answer], None] = _nobody
@@ -114,15 +117,19 @@ class Call:
             budget.take(len(chunk))
         except ServeError as error:
             return self.refuse(error)
+        if not self._size:
+            self._block = self._room(len(chunk))
+        if self._block is None:
+            self._chunks.append(chunk)
+        elif self._size + len(chunk) <= len(self._block.view):
+            self._block.view[self._size : self._size + len(chunk)] = chunk
         self._size += len(chunk)
-        self._chunks.append(chunk)
         return None
 
     def complete(self, done: Callable[[Answer], None]) -> None:
         """The body is whole. `done` is told the answer, unless the call is abandoned first."""
         self._done = done
         gateway = self._route.gateway
-        chunks = self._chunks
         if self._trace is not None:
             self._trace.mark("HTTP_RECV_END")
         try:
@@ -130,13 +137,28 @@ class Call:
                 self.model,
                 self.version,
                 self.headers,
-                chunks[0] if len(chunks) == 1 else b"".join(chunks),
+                self._body(),
                 gateway.seconds(self.model),
             )
             request.trace = self._trace
+            request.block = self._block
             self._abandon = gateway.begin(request, self._answer)
+            self._block = None
         except Exception as error:
             done(self.refuse(error))
+
+    def _room(self, here: int) -> Block | None:
+        """Where the worker will read the body, if there is such memory and it is worth while."""
+        json = self.headers.get(HEADER_LENGTH, b"")
+        whole = self.headers.get(b"content-length", b"")
+        if not json.isdigit() or not whole.isdigit() or not here < int(whole) > int(json):
+            return None
+        return self._route.gateway.room(self.model, int(whole), before=int(json))
+
+    def _body(self) -> bytes | memoryview:
+        if self._block is not None:
+            return self._block.view[: self._size]
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     def abandon(self) -> None:
         """Nobody waits any more; nothing happens where the call has ended."""
@@ -183,6 +205,9 @@ class Call:
         if not self._ended:
             self._ended = True
             self._chunks = []
+            if self._block is not None:
+                self._block.free()
+                self._block = None
             self._route.budget.give(self._size)
             self._route.in_flight.add(-1)
 

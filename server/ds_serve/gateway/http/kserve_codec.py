@@ -74,7 +74,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def decode(
-    model: str, version: str, headers: dict[bytes, bytes], body: bytes, timeout: float
+    model: str, version: str, headers: dict[bytes, bytes], body: bytes | memoryview, timeout: float
 ) -> tuple[InferRequest, Wanted]:
     """The request in `body`. `timeout`: the most seconds it may take. Raises InvalidRequest."""
     arrived = time.monotonic()
