@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast lint check size lock proto clean
+.PHONY: help serve test fast lint check size bench lock proto clean
 
 ARGS ?= --model smollm2-135m-instruct
 SIZE_LIMIT_MB := 500
@@ -31,6 +31,10 @@ check: ## style, types, import contracts, generated code
 size: ## size of the serving environment, and whether it is within its limit
 	@scripts/setup serve
 	@scripts/size .venv $(SIZE_LIMIT_MB)
+
+bench: ## benchmarks, added to docs/benchmarks.md; PARTS="mlp start-up" picks some, ARGS are theirs
+	@scripts/setup dev
+	@.venv-dev/bin/python -m loadtests.bench $(PARTS) $(if $(filter command,$(origin ARGS)),$(ARGS))
 
 lock: ## resolve requirements/*.txt anew; ARGS are uv's
 	@scripts/setup dev

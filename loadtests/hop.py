@@ -15,7 +15,7 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import uvloop
@@ -155,19 +155,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--messages", type=int, default=12_800)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     arguments = parser.parse_args()
-    table = Table("in flight", *(f"{way}, messages/s" for way in WAYS), "ratio")
+    columns = ("in flight", *(f"{way}, messages/s" for way in WAYS), "ratio")
+    rows = list(measured(arguments.repeats, arguments.messages))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if arguments.markdown:
+        ruler = ("---:",) * len(columns)
+        lines = [f"| {' | '.join(line)} |" for line in (columns, ruler, *rows)]
+        note = f"Medians of {arguments.repeats} interleaved repeats."
+        arguments.markdown.write_text("\n".join([note, "", *lines]) + "\n")
+
+
+def measured(repeats: int, messages: int) -> Iterator[tuple[str, ...]]:
+    """A row for each number in flight: the median of each way, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         for in_flight in IN_FLIGHT:
             runs: dict[str, list[float]] = {way: [] for way in WAYS}
-            for _ in range(arguments.repeats):
+            for _ in range(repeats):
                 for way in WAYS:
-                    result = measure(way, Path(folder), in_flight, arguments.messages)
-                    runs[way].append(result)
+                    runs[way].append(measure(way, Path(folder), in_flight, messages))
             medians = [statistics.median(runs[way]) for way in WAYS]
             ratio = f"{medians[1] / medians[0]:.2f}"
-            table.add_row(str(in_flight), *(f"{median:,.0f}" for median in medians), ratio)
-    Console().print(table)
+            yield str(in_flight), *(f"{median:,.0f}" for median in medians), ratio
 
 
 if __name__ == "__main__":

@@ -37,11 +37,13 @@ def main() -> int:
         about = report.machine({"perf_analyzer": tool.version})
         lines = _measured(tool, given)
         console.print(report.table(lines))
-        if not given.no_write:
-            note = f"{given.repeats} interleaved repeats of {given.seconds:g} s each."
-            options = f" ds-serve ran with `{' '.join(given.serve)}`." if given.serve else ""
-            text = report.markdown(lines, f"{about} {note}{options}")
-            report.write(PAGE, "mlp", text)
+        note = f"{given.repeats} interleaved repeats of {given.seconds:g} s each."
+        if given.serve:
+            note += f" ds-serve ran with `{' '.join(given.serve)}`."
+        if given.markdown:
+            given.markdown.write_text(report.markdown(lines, note) + "\n")
+        elif not given.no_write:
+            report.write(PAGE, "mlp", report.markdown(lines, f"{about} {note}"))
             console.print(f"written into {PAGE}")
     except BenchmarkError as error:
         console.print(f"nothing was written: {error}", style="red", markup=False)
@@ -56,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="interleaved; default: 3")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each; default: 6")
     parser.add_argument("--no-write", action="store_true", help=f"leave {PAGE.name} alone")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--anyway", action="store_true", help="even if the machine is busy")
     parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="options for ds-serve")
     return parser.parse_args()

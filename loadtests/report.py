@@ -68,7 +68,7 @@ def machine(tools: dict[str, str]) -> str:
     versions += [f"{name} {number}" for name, number in tools.items()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {_processor()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {processor()}, "
         f"{len(os.sched_getaffinity(0))} cores for server, engine and load generator together, "
         f"{memory:.0f} GiB, {platform.system()} {platform.release().partition('-')[0]}, "
         f"{'busy with other work, ' if busy() else ''}"
@@ -93,7 +93,8 @@ def write(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of its model."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

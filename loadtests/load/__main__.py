@@ -84,6 +84,8 @@ def _load(given: argparse.Namespace, console: Console) -> int:
     if given.report:
         report.write(given.report, load.environment, one, outcome, verdicts)
         console.print(f"report: {given.report}", highlight=False)
+    if given.markdown:
+        given.markdown.write_text(report.markdown(one, outcome, verdicts))
     held = thresholds.passed(verdicts) and not outcome.problems
     console.print("passed" if held else "failed", style="green" if held else "red")
     return 0 if held else 1
@@ -184,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("scenario", nargs="?", help="a name from --list, or a .toml file")
     add("--list", action="store_true", help="say what scenarios there are")
     add("--report", type=Path, metavar="FILE", help="write locust's HTML report with plots")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there, as Markdown")
     add("--strict", action="store_true", help="targets are required too: on hardware that can")
     add("--verbose", action="store_true", help="what locust has to say")
     load = parser.add_argument_group("load, instead of what the scenario says").add_argument

@@ -17,6 +17,7 @@ from loadtests.load.thresholds import Verdict
 MOST_ERRORS = 5
 SLOPE_SECONDS = 60
 STYLE = "font-family:sans-serif;margin:1.5em auto;max-width:1100px"
+HEADINGS = ("threshold", "wanted", "seen", "share", "verdict")
 CELL = "padding:.2em 1em;border:1px solid #999"
 
 
@@ -71,9 +72,17 @@ def write(
         raise ScenarioError(f"the report {path} cannot be written: {error.strerror}") from None
 
 
+def markdown(scenario: Scenario, outcome: Outcome, verdicts: list[Verdict]) -> str:
+    """The thresholds, and below them what else should be known."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(verdict.cells() for verdict in verdicts)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    seen = " ".join(f"{line[:1].upper()}{line[1:]}." for line in notes(outcome))
+    return "\n".join([f"{scenario.about}.", "", *lines, "", seen]) + "\n"
+
+
 def section(scenario: Scenario, outcome: Outcome, verdicts: list[Verdict]) -> str:
     """The thresholds as HTML."""
-    rows: list[tuple[str, ...]] = [("threshold", "wanted", "seen", "share", "verdict")]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     rows += [verdict.cells() for verdict in verdicts]
     cells = "".join(
         "<tr>" + "".join(f'<td style="{CELL}">{escape(cell)}</td>' for cell in row) + "</tr>"

@@ -98,6 +98,9 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     if given.json:
         text = json.dumps(results.as_json(found, BASE.name, about), indent=1)
         given.json.write_text(text + "\n")
+    if given.markdown:
+        tables = [results.markdown(found.rows(w.name), BASE.name, _note(plan)) for w in plan.works]
+        given.markdown.write_text("\n\n".join(tables) + "\n")
     if found.refusals:
         return 1
     if given.write:
@@ -150,8 +153,12 @@ def _about(plan: Plan, tools: Tools, others: float) -> dict[str, str]:
     text += f" Servers: {servers}.{where}" if servers else where
     text += f" Changed: {', '.join(changed)}." if changed else ""
     text += f" ds-serve ran with `{shlex.join(plan.place.options)}`." if plan.place.options else ""
-    text += f" {plan.repeats} interleaved repeats of {plan.seconds:g} s each."
+    text += f" {_note(plan)}"
     return {"text": text, "ds-serve": version("ds-serve"), "others": f"{others:.3f}"}
+
+
+def _note(plan: Plan) -> str:
+    return f"{plan.repeats} interleaved repeats of {plan.seconds:g} s each."
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -212,6 +219,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quiet", type=float, default=0.1, help="share others may take; default: 0.1")
     add("--anyway", action="store_true", help="even if the machine is busy")
     add("--json", type=Path, metavar="FILE", help="every sample, for later comparison")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there, as Markdown")
     add("--write", action="store_true", help=f"put complete tables into docs/{PAGE.name}")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.names if name not in PEERS]:

@@ -20,7 +20,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from loadtests import report
 from loadtests.perf_analyzer import CACHE, BenchmarkError
 from loadtests.start_up import page_cache, results
 from loadtests.start_up.measure import Start, alone, served
@@ -38,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     console = Console()
-    about = report.machine({})
     try:
         rows, failures = _measured(given, console)
     except KeyboardInterrupt:
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for failure in failures:
         _say(console, f"no row: {failure}")
     if given.markdown and rows:
-        given.markdown.write_text(f"{about} {_note(given)}\n\n{results.markdown(rows)}\n")
+        given.markdown.write_text(f"{_note(given)}\n\n{results.markdown(rows)}\n")
     return 1 if failures else 0
 
 
