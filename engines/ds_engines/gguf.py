@@ -169,9 +169,16 @@ def read_metadata(path: Path) -> GgufInfo:
 
     Raises LoadError where the file is missing, not GGUF, truncated or without an architecture.
     """
+    return _info(path, read_pairs(path))
+
+
+def read_pairs(path: Path) -> dict[str, Any]:
+    """All key-value pairs of the file's header, arrays as tuples. Raises LoadError as above,
+    whatever its architecture.
+    """
     try:
         with path.open("rb") as file:
-            return _info(path, _pairs(path, file.fileno()))
+            return _pairs(path, file.fileno())
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -67,7 +67,7 @@ def _loose(soak: str) -> list[str]:
 
 
 def _installed() -> list[str]:
-    return [name for name in environments.requirements() if environments.installed(name)]
+    return [name for name in environments.serving("tensors") if environments.installed(name)]
 
 
 def _no_peers() -> str:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _install(given: argparse.Namespace, console: Console) -> int:
-    for name in given.names or environments.requirements():
+    for name in given.names or environments.serving("tensors"):
         if name in environments.requirements():
             environments.install(name)
             console.print(f"{name}: {environments.python(name)}", highlight=False)
@@ -222,8 +222,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--markdown", type=Path, metavar="FILE", help="write the tables there, as Markdown")
     add("--write", action="store_true", help=f"put complete tables into docs/{PAGE.name}")
     given = parser.parse_args(arguments)
-    if unknown := [name for name in given.names if name not in PEERS]:
-        parser.error(f"no server is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    there = [*PEERS, *environments.serving("text")] if given.command == "install" else [*PEERS]
+    if unknown := [name for name in given.names if name not in there]:
+        parser.error(f"no server is called {', '.join(unknown)}; there are {', '.join(there)}")
     return given
 
 

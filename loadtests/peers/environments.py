@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from loadtests.perf_analyzer import BenchmarkError
 
@@ -18,8 +19,16 @@ STAMP = "requirements.json"
 
 def requirements() -> dict[str, list[str]]:
     """The peers that need an environment, each with its pins."""
-    table = tomllib.loads(VERSIONS.read_text())
-    return {name: list(lines["requirements"]) for name, lines in table.items()}
+    return {name: list(lines["requirements"]) for name, lines in _table().items()}
+
+
+def serving(what: str) -> list[str]:
+    """Those of them that serve `what`: tensors or text."""
+    return [name for name, lines in _table().items() if lines.get("serves", "tensors") == what]
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads(VERSIONS.read_text())
 
 
 def installed(key: str) -> bool:

@@ -45,7 +45,7 @@ def _mlp(folder: Path) -> Subject:
 
 
 def _magika(folder: Path) -> Subject:
-    return Subject("magika", ONNX, _fetched(magika.model(folder)), next(magika.requests(0)))
+    return Subject("magika", ONNX, fetched(magika.model(folder)), next(magika.requests(0)))
 
 
 def _silero(folder: Path) -> Subject:
@@ -55,7 +55,7 @@ def _silero(folder: Path) -> Subject:
         "state": np.zeros((2, 1, 128), np.float32),
         "sr": np.array(16_000, np.int64),
     }
-    return Subject("silero-vad", ONNX, _fetched("silero-vad"), request)
+    return Subject("silero-vad", ONNX, fetched("silero-vad"), request)
 
 
 def _encoder(folder: Path) -> Subject:
@@ -72,7 +72,7 @@ def _recommender(folder: Path) -> Subject:
 
 
 def _chat(folder: Path) -> Subject:
-    return Subject(chat.NAME, OPENVINO, _fetched(chat.NAME))
+    return Subject(chat.NAME, OPENVINO, fetched(chat.NAME))
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
@@ -91,7 +91,8 @@ def _of(name: str, model: str, request: Arrays) -> Subject:
     return Subject(name, ONNX, Path(model.partition("=")[2]), request)
 
 
-def _fetched(name: str) -> Path:
+def fetched(name: str) -> Path:
+    """The file of a catalogue entry. Raises BenchmarkError."""
     command = [sys.executable, "-m", "ds_serve.catalogue", "fetch", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
