@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,8 @@ def test_an_array_grows_in_place(tmp_path: Path) -> None:
 def test_several_processes_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     tracing.create(path)
-    writers = [
-        multiprocessing.get_context("spawn").Process(target=write_many, args=(path,))
-        for _ in range(3)
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    writers = [subprocess.Popen([sys.executable, __file__, path]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
     records = json.loads(path.read_text())
     assert [r["id"] for r in records if "model_name" in r] == list(range(1, 121))
     assert [r["id"] for r in records if "timestamps" in r] == list(range(1, 121))
@@ -132,3 +127,7 @@ def test_settings_as_each_gateway_gets_them(tmp_path: Path) -> None:
     assert Path(told.trace_file).is_absolute()
     with pytest.raises(ConfigError, match="--trace-rate is 0; it must be 1 or more"):
         Settings(trace_rate=0).check()
+
+
+if __name__ == "__main__":
+    write_many(Path(sys.argv[1]))
