@@ -43,10 +43,16 @@ def begin(path: str, kind: type[Config]) -> Config:
     The supervisor alone decides when a child ends: a signal to the whole process group must not
     take a worker from under the requests that the gateways still hold.
     """
-    config = msgspec.json.decode(Path(path).read_bytes(), type=kind, dec_hook=_decode)
+    config = resume(path, kind)
     die_with_parent(config.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return config
+
+
+def resume(path: str, kind: type[Config]) -> Config:
+    """`begin` for a process that has begun and then become another program."""
+    config = msgspec.json.decode(Path(path).read_bytes(), type=kind, dec_hook=_decode)
     logs.configure(config.log_format, config.log_level, config.identity)
     return config
 

@@ -17,7 +17,7 @@ HELP = {
     "host": "address to listen on",
     "http_port": "port for HTTP; 0 for a free one",
     "grpc_port": "port for gRPC; 0 for a free one",
-    "grpc_server": "what carries gRPC: native (pygrpc-native, faster) or grpcio",
+    "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "gateways": "gateway processes that share the ports",
     "device": "where models run: auto or cpu",
     "quantization": "quantize when loading; no engine of this version can",

@@ -12,7 +12,7 @@ from ds_serve.logs import FORMATS, LEVELS
 from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
-GRPC_SERVERS = ("native", "grpcio")
+GRPC_SERVERS = ("native", "grpcio", "pyvoy")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,12 @@ from functools import partial
 import uvicorn
 import uvloop
 
+from ds_engines.errors import ConfigError
 from ds_serve import child, metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.grpc import envoy
 from ds_serve.gateway.grpc import server as grpc_server
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.app import Application
@@ -172,6 +174,11 @@ def _bracketed(host: str) -> str:
 
 def main() -> int:
     config = child.begin(sys.argv[1], GatewayConfig)
+    if config.grpc_server == "pyvoy":
+        try:
+            envoy.become(sys.argv[1], config)
+        except ConfigError as error:
+            return child.fail(str(error), permanent=True)
     uvloop.run(serve(config))
     return 0
 

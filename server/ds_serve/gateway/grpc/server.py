@@ -1,8 +1,8 @@
-"""What carries the service's methods: pygrpc-native, or grpcio itself.
+"""What carries the service's methods: pygrpc-native, alone or with Envoy, or grpcio itself.
 
-Both offer grpc.aio's interface. pygrpc-native does HTTP/2 and gRPC's framing in Rust threads,
+All offer grpc.aio's interface. pygrpc-native does HTTP/2 and gRPC's framing in Rust threads,
 outside the interpreter lock, and answers two to four times as many unary calls; it hands streams
-of requests to a grpcio server behind it, and has no TLS.
+of requests to a server behind it, grpcio or Envoy, and has no TLS.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from ds_engines.errors import EngineFailure, InvalidRequest, ServeError, Unsupported
 from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
+from ds_serve.gateway.grpc import envoy
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.quick import QuickServer
 from ds_serve.gateway.grpc.service import InferenceService
@@ -46,7 +47,10 @@ def build(service: InferenceService, carrier: str, address: str, largest: int) -
         server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     else:
-        server = QuickServer(service, ids, options)
+        if carrier == "pyvoy":
+            server = envoy.application.build(service, ids, options, largest)
+        else:
+            server = QuickServer(service, ids, options)
         server.add_registered_method_handlers(SERVICE, handlers)
     server.add_insecure_port(address)
     return server

@@ -59,6 +59,11 @@ class Stream:
         """Whether nothing more should be taken for now; `room` waits for it."""
         return len(self._running) + self._unsent >= IN_FLIGHT
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was taken is not answered yet."""
+        return bool(self._running)
+
     def take(self, request: pb.ModelInferRequest) -> None:
         """Begin a request. What is wrong with it becomes its answer, and the stream goes on."""
         key = next(self._keys)
