@@ -8,6 +8,7 @@ pipelined one, `Expect`, an escaped path) goes the ASGI way, through `infer.Infe
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -93,11 +94,42 @@ class Protocol(HttpToolsProtocol):
         self._infer = infer
         self._reading: Exchange | None = None
         self._running: Exchange | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._answered = 0.0
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._running is not None:
             self._running.lost()
+
+    # uvicorn makes and cancels a timer for each request. Here one timer looks now and then whether
+    # the connection has been idle for long.
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._answered = self.loop.time()
+        if self._idle_timer is None:
+            self._watch_idle(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """uvicorn's own timer is never made: it makes one where no pipelined request waits."""
+
+    def _watch_idle(self, seconds: float) -> None:
+        self._idle_timer = self.loop.call_later(seconds, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        busy = self.cycle is not None and not self.cycle.response_complete
+        left = self._answered + self.timeout_keep_alive - self.loop.time()
+        if busy or left > 0:
+            self._watch_idle(self.timeout_keep_alive if busy else left)
+        elif not self.transport.is_closing():
+            self.transport.close()
 
     # What follows is called by the parser. uvicorn makes a scope where a message begins; here
     # that waits until the headers say that one is needed.
