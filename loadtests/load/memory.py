@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+
+OWN = re.compile(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
+"""Of /proc/PID/smaps_rollup: what a process has written, and what it shares with others of it."""
 
 WARM_SHARE = 0.1
 """Of the samples, left out at the start: pools and caches fill up there."""
@@ -25,7 +30,11 @@ class Slope:
 
 
 class Sampler:
-    """The memory of a process and all below it: pages shared between them counted once (PSS)."""
+    """The memory of a process and all below it: pages shared between them counted once (PSS).
+
+    Without pages of files, such as libraries: a process's part of those changes whenever any
+    other program begins or ceases to use them.
+    """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -40,7 +49,10 @@ class Sampler:
 
     def slope(self) -> Slope | None:
         """Without the first tenth; None where there are too few samples to tell."""
-        first = int(len(self.times) * WARM_SHARE)
+        first = int(len(self.times) * OWN = re.compile(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
+"""Of /proc/PID/smaps_rollup: what a process has written, and what it shares with others of it."""
+
+WARM_SHARE)
         return least_squares(self.times[first:], self.sizes[first:])
 
 
@@ -76,7 +88,9 @@ def _below(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _pss(process: psutil.Process) -> float:
+    """Bytes; 0 of a process that is gone."""
     try:
-        return float(process.memory_full_info().pss)
-    except psutil.NoSuchProcess:
+        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    except OSError:
         return 0.0
+    return sum(1024.0 * int(kib) for kib in OWN.findall(text))

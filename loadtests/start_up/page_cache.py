@@ -25,9 +25,7 @@ def forget(files: Sequence[Path]) -> None:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if (share := cached(file)) > LEFT:
-            raise BenchmarkError(
-                f"{file}: {share:.0%} of it stays in the page cache: no cold start"
-            )
+            raise BenchmarkError(f"no cold start: {share:.0%} of {file} stays in the page cache")
 
 
 def forget_all() -> None:
