@@ -49,10 +49,7 @@ class Sampler:
 
     def slope(self) -> Slope | None:
         """Without the first tenth; None where there are too few samples to tell."""
-        first = int(len(self.times) * OWN = re.compile(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
-"""Of /proc/PID/smaps_rollup: what a process has written, and what it shares with others of it."""
-
-WARM_SHARE)
+        first = int(len(self.times) * WARM_SHARE)
         return least_squares(self.times[first:], self.sizes[first:])
 
 
