@@ -110,9 +110,7 @@ async def test_inference_goes_the_quick_way_and_the_rest_does_not() -> None:
 
 async def test_a_chunked_body_goes_the_long_way() -> None:
     async with serving(Route()) as (reader, writer):
-        head = (
-            b"POST /v2/models/any/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        head = b"POST /v2/models/any/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked"
         writer.write(head + b"\r\n\r\n4\r\nbody\r\n0\r\n\r\n")
         assert await answer(reader) == ("asgi", b"body")
 
