@@ -1,10 +1,10 @@
 """What carries ds-serve's gRPC, compared: unary calls and streams, beside Triton where it is.
 
-    python -m loadtests.grpc_servers                      every carrier and Triton, 5 rounds
-    python -m loadtests.grpc_servers native --repeats 9   some of them
+    python -m loadtests.grpc_servers                            all that are installed, 5 rounds
+    python -m loadtests.grpc_servers native pyvoy --repeats 9   some of them
 
 Each round starts ds-serve anew with each `--grpc-server`. The last column says how many times as
-many requests the first carrier answered.
+many requests the first of them answered.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from loadtests.peers import environments, processes, results
 from loadtests.peers.base import Launch, Peer, Setup
@@ -29,7 +31,7 @@ from loadtests.peers.workloads import MLP
 from loadtests.perf_analyzer import BenchmarkError
 
 PROTOCOLS = ("gRPC unary", "gRPC stream")
-CARRIERS = ("native", "grpcio")
+CARRIERS = ("native", "grpcio", "pyvoy")
 TRITON = Triton()
 LISTEN_SECONDS = 2.0
 WIDTH = 160
@@ -56,16 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
-    plan = Plan(
-        peers(given.names),
-        [MLP],
-        PROTOCOLS,
-        tuple(given.connections),
-        given.repeats,
-        given.seconds,
-        warm_up=1.0,
-    )
     try:
+        plan = Plan(
+            peers=peers(given.names),
+            works=[MLP],
+            protocols=PROTOCOLS,
+            connections=tuple(given.connections),
+            repeats=given.repeats,
+            seconds=given.seconds,
+            warm_up=1.0,
+        )
         return _run(plan, given.anyway, console)
     except BenchmarkError as error:
         console.print(str(error), style="red", markup=False)
@@ -73,11 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def peers(names: Iterable[str] = ()) -> list[Peer]:
-    """Those named, or all that can run here."""
-    there: dict[str, Peer] = {carrier: Carried(carrier) for carrier in CARRIERS}
-    if environments.installed(TRITON.key):
-        there[TRITON.key] = TRITON
-    return [there[name] for name in names or there]
+    """Those named, or all that are installed. Raises BenchmarkError for an unknown name."""
+    known: dict[str, Peer] = {carrier: Carried(carrier) for carrier in CARRIERS}
+    known[TRITON.key] = TRITON
+    chosen = list(names) or [name for name in known if _installed(name)]
+    if unknown := [name for name in chosen if name not in known]:
+        raise BenchmarkError(f"no server is called {', '.join(unknown)}; there are {[*known]}")
+    return [known[name] for name in chosen]
+
+
+def _installed(name: str) -> bool:
+    if name == TRITON.key:
+        return environments.installed(name)
+    return name != "pyvoy" or find_spec(name) is not None
 
 
 def _run(plan: Plan, anyway: bool, console: Console) -> int:
@@ -94,7 +104,12 @@ def _run(plan: Plan, anyway: bool, console: Console) -> int:
     console = Console(width=max(console.width, WIDTH))
     rows = [row for row in runner.results.rows(MLP.name) if row.key.protocol in PROTOCOLS]
     if rows:
-        console.print(results.table(MLP.title, rows, plan.peers[0].name))
+        base = plan.peers[0].name
+        columns = [f"{base} is" if name == "ds-serve is" else name for name in results.COLUMNS]
+        table = Table(*columns, title=MLP.title)
+        for cells in results.cells(rows, base):
+            table.add_row(*cells)
+        console.print(table)
     for refusal in runner.results.refusals:
         console.print(f"no row: {refusal}", style="red", markup=False)
     return 1 if runner.results.refusals else 0
