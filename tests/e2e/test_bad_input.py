@@ -101,12 +101,11 @@ def test_unknown_model_is_unknown_to_every_route(server, path):
         ({"data": None}, "'x'.*data"),
         ({"name": "z"}, "no input 'z'.*: x"),
         ({"parameters": {"binary_data_size": 256}}, "'x'.*both"),
-        ({"parameters": {"shared_memory_region": "r"}, "data": None}, "shared_memory_region"),
+        ({"parameters": {"shared_memory_region": "r"}, "data": None}, "shared_memory_byte_size"),
     ],
 )
 def test_input_that_does_not_fit_the_model(server, changes, says):
-    unsupported = "shared_memory_region" in says
-    _check(_post(server, _body(**changes)), 501 if unsupported else 400, says)
+    _check(_post(server, _body(**changes)), 400, says)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(config: GatewayConfig) -> None:
-    gateway = Gateway(config.limits, config.tracing)
+    gateway = Gateway(config.limits, config.tracing, config.control.parent)
     registries: asyncio.Queue[Registry] = asyncio.Queue()
     budget = Budget(config.limits.max_request_bytes, config.limits.max_bytes_in_flight)
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
+from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
 from ds_serve.gateway.shared_inputs import SharedInputs
 from ds_serve.transport.arena import Block
@@ -51,7 +52,7 @@ class Backend(Protocol):
 class TensorBackend:
     """A link to an engine worker."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, regions: Regions) -> None:
         self.spec = spec
         self._ids = count(1)
         self._waiting: dict[int, tuple[InferRequest, Done]] = {}
@@ -59,7 +60,7 @@ class TensorBackend:
         self._loop = asyncio.get_running_loop()
         self._link = Link(self._receive, on_lost=self._lost)
         self._outbox = Outbox(self._flush)
-        self._shared = SharedInputs()
+        self._shared = SharedInputs(regions)
         self._due = NEVER
         self._timer: asyncio.TimerHandle | None = None
 

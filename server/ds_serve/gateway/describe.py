@@ -15,7 +15,7 @@ from ds_serve.transport.messages import Duration, Statistics
 
 SERVER = "ds-serve"
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "system_shared_memory")
 """Names from the published extension list, for what this server offers."""
 
 

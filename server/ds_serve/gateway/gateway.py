@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ds_engines.errors import NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
+from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
@@ -31,10 +34,14 @@ METRICS_SECONDS = 0.25
 class Gateway:
     """Models by name. The supervisor's word (`update`) is the only way they change."""
 
-    def __init__(self, limits: Limits, tracing: TraceSettings | None = None) -> None:
+    def __init__(
+        self, limits: Limits, tracing: TraceSettings | None = None, folder: Path | None = None
+    ) -> None:
+        """`folder`: what all gateways of the server share."""
         self.limits = limits
         self.tracer = Tracer(tracing)
         self.draining = False
+        self.regions = Regions((folder or Path(tempfile.gettempdir())) / "regions")
         self._informed = False
         self._states: dict[str, ModelState] = {}
         self._backends: dict[str, Backend] = {}
@@ -162,7 +169,7 @@ class Gateway:
             from ds_serve.gateway.text import TextBackend  # noqa: PLC0415
 
             return TextBackend(state.spec, state.address)
-        backend = TensorBackend(state.spec)
+        backend = TensorBackend(state.spec, self.regions)
         await backend.connect(state.address)
         return backend
 

@@ -13,7 +13,6 @@ UNSUPPORTED = (
     "sequence_end",
     "priority",
     "classification",
-    "shared_memory_region",
 )
 """Parameters that change what a request means, and that this server does not know yet."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 
+from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import InferRequest
 from ds_serve.transport.arena import LARGE, Arena, Block
-from ds_serve.transport.messages import Attach
+from ds_serve.transport.messages import Attach, InArena, InRegion
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ class SharedInputs:
     read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Regions) -> None:
+        self._regions = regions
         self._arena: Arena | None = None
         self._offered: Arena | None = None
         self._blocks: dict[int, list[Block]] = {}
@@ -46,30 +48,38 @@ class SharedInputs:
             return None
         return self._arena.take(size, before)
 
-    def place(self, key: int, request: InferRequest) -> list[tuple[int, int]]:
-        """Offset and size of each large input, which from now on refers to them by number."""
-        if self._arena is None:
-            return []
+    def place(self, key: int, request: InferRequest) -> list[InArena | InRegion]:
+        """Where each large input lies; from now on it refers to its place by number."""
         blocks = [] if request.block is None else [request.block]
-        places: list[tuple[int, int]] = []
+        places: list[InArena | InRegion] = []
         for tensor in request.inputs:
             data = tensor.data
             if isinstance(data, int) or len(data) < LARGE:
                 continue
-            offset = self._arena.offset(data)
-            if offset is None:
-                block = self._arena.take(len(data))
-                if block is None:
-                    continue
-                block.view[:] = data
-                blocks.append(block)
-                offset = self._arena.offset(block.view)
-                assert offset is not None, "the block is the arena's"
-            tensor.data = -1 - len(places)
-            places.append((offset, len(data)))
+            place = self._place(data, blocks)
+            if place is not None:
+                tensor.data = -1 - len(places)
+                places.append(place)
         if blocks:
             self._blocks[key] = blocks
         return places
+
+    def _place(self, data: memoryview, blocks: list[Block]) -> InArena | InRegion | None:
+        """None where it must be sent. A block that is taken for it is added to `blocks`."""
+        if (found := self._regions.source(data)) is not None:
+            return InRegion(found.key, found.inode, found.offset, len(data))
+        if self._arena is None:
+            return None
+        offset = self._arena.offset(data)
+        if offset is None:
+            block = self._arena.take(len(data))
+            if block is None:
+                return None
+            block.view[:] = data
+            blocks.append(block)
+            offset = self._arena.offset(block.view)
+            assert offset is not None, "the block is the arena's"
+        return InArena(offset, len(data))
 
     def release(self, key: int) -> None:
         """The worker will not look at that request's inputs any more."""

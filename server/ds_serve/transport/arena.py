@@ -11,8 +11,12 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left, insort
+from pathlib import Path
 
 import numpy as np
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+"""Where the system keeps what shm_open opens."""
 
 ALIGNMENT = 64
 """Bytes. What vector instructions like best."""
@@ -49,7 +53,7 @@ class Arena:
         os.ftruncate(self.fd, size)
         self._memory = mmap.mmap(self.fd, size)
         self._view = memoryview(self._memory)
-        self._base = _address(self._view)
+        self._base = address(self._view)
         self._free: list[tuple[int, int]] = [(0, size)]
 
     def take(self, size: int, before: int = 0) -> Block | None:
@@ -81,7 +85,7 @@ class Arena:
 
     def offset(self, data: memoryview) -> int | None:
         """Where `data` begins in the arena; None where it lies elsewhere."""
-        return _address(data) - self._base if data.obj is self._memory else None
+        return address(data) - self._base if data.obj is self._memory else None
 
     def close(self) -> None:
         """Forget the memory; it goes when nobody looks at it any more."""
@@ -105,6 +109,7 @@ class Attached:
         return self._view[offset : offset + size]
 
 
-def _address(data: memoryview) -> int:
-    address: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-    return address
+def address(data: memoryview) -> int:
+    """Where in this process's memory `data` begins; it must not be empty."""
+    found: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return found

@@ -15,13 +15,29 @@ class Tensor(msgspec.Struct, array_like=True, gc=False):
     """A tensor in KServe's binary form.
 
     `data` holds the bytes, or the index of the message frame which holds them. Below zero it says
-    which of the request's `places` (offset and size in the gateway's arena): -1 is the first.
+    which of the request's `places`: -1 is the first.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: memoryview | int
+
+
+class InArena(msgspec.Struct, array_like=True, gc=False, tag=0):
+    """Bytes in the gateway's arena."""
+
+    offset: int
+    size: int
+
+
+class InRegion(msgspec.Struct, array_like=True, gc=False, tag=1):
+    """Bytes in a client's memory object, which shm_open opens by `key`."""
+
+    key: str
+    inode: int
+    offset: int
+    size: int
 
 
 class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
@@ -34,7 +50,7 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     inputs: list[Tensor]
     outputs: tuple[str, ...]
     traced: bool = False
-    places: list[tuple[int, int]] = []
+    places: list[InArena | InRegion] = []
 
 
 class Attach(msgspec.Struct, array_like=True, gc=False, tag=3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +12,6 @@ from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_serve import child, metrics
 from ds_serve.scheduler.batcher import Batcher
 from ds_serve.scheduler.queue import Entry, Queue
-from ds_serve.transport.arena import Attached as Arena
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
 from ds_serve.transport.link import Link, connect, listen
 from ds_serve.transport.messages import (
@@ -30,9 +28,8 @@ from ds_serve.transport.messages import (
     Stop,
 )
 from ds_serve.worker.accounts import Accounts
+from ds_serve.worker.shared import SharedMemory
 from ds_serve.worker.work import BatchRunner, Job, Timing, arrays_of, lane_of
-
-log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 
@@ -46,7 +43,7 @@ class Worker:
         self._queue = Queue(self._spec.batch)
         self._accounts = Accounts(self._spec)
         self._supervisor = Link(self._obey)
-        self._arenas: dict[Link, Arena] = {}
+        self._shared = SharedMemory()
         self._batcher = Batcher(
             self._queue, self._spec.slots, BatchRunner(engine).run, self._answer, self._late
         )
@@ -84,7 +81,7 @@ class Worker:
                     if self._cancel(gateway, message):
                         refused.append(Answer(message.id))  # its inputs' memory is free
                 case Attach():
-                    refused.append(Attached(self._attach(gateway, message)))
+                    refused.append(Attached(self._shared.attach(gateway, message)))
                 case StatisticsQuery():
                     metrics.tell_all()
                     self._accounts.statistics.id = message.id
@@ -95,7 +92,7 @@ class Worker:
     def _admit(self, gateway: Link, request: Infer, refused: list[object]) -> None:
         try:
             if request.places:
-                self._find_inputs(gateway, request)
+                self._shared.find_inputs(gateway, request)
             job = Job(gateway, request, arrays_of(request))
             if request.traced:
                 job.queued_ns = time.monotonic_ns()
@@ -113,21 +110,6 @@ class Worker:
             self._accounts.failed(error.kind, time.monotonic() - request.arrived)
             refused.append(Answer(request.id, fault=Fault.of(error)))
 
-    def _attach(self, gateway: Link, offer: Attach) -> bool:
-        try:
-            self._arenas[gateway] = Arena(offer.pid, offer.fd, offer.size)
-        except (OSError, ValueError) as error:
-            log.info("large tensors travel through the socket: %s", error)
-            return False
-        return True
-
-    def _find_inputs(self, gateway: Link, request: Infer) -> None:
-        """Point inputs that lie in the gateway's arena to where they lie."""
-        arena = self._arenas[gateway]
-        for tensor in request.inputs:
-            if isinstance(tensor.data, int):
-                tensor.data = arena.read(*request.places[-1 - tensor.data])
-
     def _cancel(self, gateway: Link, message: Cancel) -> bool:
         """Whether it was still waiting."""
         entry = self._queue.cancel((gateway, message.id))
@@ -137,7 +119,7 @@ class Worker:
 
     def _forget(self, gateway: Link) -> None:
         """A gateway is gone, and its clients with it: what waits for them is not run."""
-        self._arenas.pop(gateway, None)
+        self._shared.forget(gateway)
         for job in _jobs(self._queue.waiting()):
             if job.gateway is gateway:
                 self._cancel(gateway, Cancel(job.request.id))

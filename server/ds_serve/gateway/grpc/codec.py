@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
 from ds_proto import grpc_service_pb2 as pb
 from ds_serve.gateway import parameters
+from ds_serve.gateway.regions import Place, Regions, place_of
 from ds_serve.gateway.requests import InferReply, InferRequest
 from ds_serve.transport.messages import Tensor
+
+Places = dict[str, Place]
+"""Outputs by name, and where in shared memory they are wanted."""
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -91,65 +95,116 @@ def _varint(payload: bytes, position: int) -> tuple[int, int]:
 
 
 def decode(
-    message: pb.ModelInferRequest, timeout: float, raw: Sequence[memoryview] = ()
-) -> InferRequest:
-    """The request in `message`, whose raw contents `raw` are where it has none itself.
+    message: pb.ModelInferRequest,
+    timeout: float,
+    raw: Sequence[memoryview] = (),
+    regions: Regions | None = None,
+) -> tuple[InferRequest, Places]:
+    """The request in `message`, and the outputs that are wanted in shared memory.
 
-    `timeout`: the most seconds it may take. Raises InvalidRequest.
+    `raw` are its raw contents where it has none itself, `timeout` the most seconds it may take,
+    `regions` where inputs may lie that are not in it. Raises InvalidRequest.
     """
     arrived = time.monotonic()
     given: dict[str, Any] = {}
     if message.parameters:
         given = _parameters(message.parameters)
         parameters.refuse(given, "the request")
+    places: Places = {}
     for output in message.outputs:
         if output.parameters:
-            parameters.refuse(_parameters(output.parameters), f"output {output.name!r}")
-    return InferRequest(
+            where, said = f"output {output.name!r}", _parameters(output.parameters)
+            parameters.refuse(said, where)
+            if (place := place_of(said, where)) is not None:
+                places[output.name] = place
+    request = InferRequest(
         model=message.model_name,
         version=message.model_version,
-        inputs=_inputs(message, raw or message.raw_input_contents),
+        inputs=_inputs(message, raw or message.raw_input_contents, regions),
         arrived=arrived,
         deadline=arrived + parameters.timeout(given, timeout),
         id=message.id,
         outputs=tuple([output.name for output in message.outputs]),
         parameters=given,
     )
+    return request, places
 
 
-def encode(reply: InferReply) -> pb.ModelInferResponse:
-    """All outputs as raw contents."""
+def encode(
+    reply: InferReply, places: Places | None = None, regions: Regions | None = None
+) -> pb.ModelInferResponse:
+    """All outputs as raw contents, but those that have a place in shared memory, which are put
+    there. Raises InvalidRequest where one does not fit.
+    """
     message = pb.ModelInferResponse(
         model_name=reply.model, model_version=reply.version, id=reply.id
     )
+    if places and regions is not None:
+        regions.write_outputs(reply.outputs, places)
     for tensor in reply.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         assert isinstance(tensor.data, memoryview)
-        message.raw_output_contents.append(bytes(tensor.data))
+        if places and tensor.name in places:
+            _say_place(output, places[tensor.name].parameters(len(tensor.data)))
+            message.raw_output_contents.append(b"")  # the others keep their places
+        else:
+            message.raw_output_contents.append(bytes(tensor.data))
     return message
 
 
-def _inputs(message: pb.ModelInferRequest, raw: Sequence[bytes | memoryview]) -> list[Tensor]:
-    if not raw:
-        return [_typed(given) for given in message.inputs]
-    if len(raw) != len(message.inputs):
+def _say_place(
+    output: pb.ModelInferResponse.InferOutputTensor, said: Mapping[str, str | int]
+) -> None:
+    for name, value in said.items():
+        if isinstance(value, str):
+            output.parameters[name].string_param = value
+        else:
+            output.parameters[name].int64_param = value
+
+
+def _inputs(
+    message: pb.ModelInferRequest, raw: Sequence[bytes | memoryview], regions: Regions | None
+) -> list[Tensor]:
+    places = [_place(given) for given in message.inputs]
+    sent = places.count(None)
+    if raw and len(raw) != sent:
         raise InvalidRequest(
-            f"the request has {len(message.inputs)} inputs and {len(raw)} raw_input_contents; "
+            f"the request has {sent} inputs and {len(raw)} raw_input_contents; "
             "there must be one for each"
         )
     tensors = []
-    for given, data in zip(message.inputs, raw, strict=True):
-        if given.HasField("contents"):
+    contents = iter(raw)
+    for given, place in zip(message.inputs, places, strict=True):
+        if place is not None:
+            tensors.append(_from_region(given, place, regions))
+        elif not raw:
+            tensors.append(_typed(given))
+        elif given.HasField("contents"):
             raise InvalidRequest(f"input {given.name!r} has contents beside raw_input_contents")
-        if given.parameters:
-            parameters.refuse(_parameters(given.parameters), f"input {given.name!r}")
-        tensors.append(Tensor(given.name, given.datatype, tuple(given.shape), memoryview(data)))
+        else:
+            data = memoryview(next(contents))
+            tensors.append(Tensor(given.name, given.datatype, tuple(given.shape), data))
     return tensors
 
 
+def _place(given: pb.ModelInferRequest.InferInputTensor) -> Place | None:
+    """Where an input lies that is not sent."""
+    if not given.parameters:
+        return None
+    where, said = f"input {given.name!r}", _parameters(given.parameters)
+    parameters.refuse(said, where)
+    return place_of(said, where)
+
+
+def _from_region(
+    given: pb.ModelInferRequest.InferInputTensor, place: Place, regions: Regions | None
+) -> Tensor:
+    if regions is None or given.HasField("contents"):
+        raise InvalidRequest(f"input {given.name!r} has contents and a shared_memory_region")
+    return Tensor(given.name, given.datatype, tuple(given.shape), regions.view(place))
+
+
 def _typed(given: pb.ModelInferRequest.InferInputTensor) -> Tensor:
-    if given.parameters:
-        parameters.refuse(_parameters(given.parameters), f"input {given.name!r}")
     field = CONTENTS.get(given.datatype)
     if field is None:
         datatypes.find(given.datatype, given.name)

@@ -20,6 +20,7 @@ from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.grpc import codec
 from ds_serve.gateway.grpc.stream import Done, Stream
+from ds_serve.gateway.regions import Region
 from ds_serve.gateway.requests import Abandon, InferReply
 from ds_serve.tracing import Trace
 
@@ -82,6 +83,30 @@ class InferenceService:
             response.model_stats.append(describe.statistics(spec, counted))
         return response
 
+    async def SystemSharedMemoryStatus(  # noqa: N802
+        self, request: pb.SystemSharedMemoryStatusRequest
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        response = pb.SystemSharedMemoryStatusResponse()
+        for name, region in self._gateway.regions.status(request.name).items():
+            response.regions[name].name = name
+            response.regions[name].key = region.key
+            response.regions[name].offset = region.offset
+            response.regions[name].byte_size = region.byte_size
+        return response
+
+    async def SystemSharedMemoryRegister(  # noqa: N802
+        self, request: pb.SystemSharedMemoryRegisterRequest
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        region = Region(request.name, request.key, request.offset, request.byte_size)
+        self._gateway.regions.register(region)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(  # noqa: N802
+        self, request: pb.SystemSharedMemoryUnregisterRequest
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        self._gateway.regions.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, timeout: float | None = None
     ) -> pb.ModelInferResponse:
@@ -133,10 +158,11 @@ class InferenceService:
         trace = self._trace()
         self._budget.take(size)
         try:
-            typed = codec.decode(request, self._seconds(request.model_name, timeout))
+            seconds, regions = self._seconds(request.model_name, timeout), self._gateway.regions
+            typed, places = codec.decode(request, seconds, regions=regions)
             typed.trace = trace
             async for reply in self._gateway.submit(typed):
-                message = codec.encode(reply)
+                message = codec.encode(reply, places, regions)
                 message.parameters["triton_final_response"].bool_param = reply.final
                 if trace is not None:
                     trace.mark("GRPC_SEND_START")
@@ -167,7 +193,7 @@ class InferenceService:
 class _Call:
     """One ModelInfer. What ends it, an answer or `abandon`, gives back what it holds."""
 
-    __slots__ = ("_abandon", "_done", "_service", "_size", "_trace")
+    __slots__ = ("_abandon", "_done", "_places", "_service", "_size", "_trace")
 
     def __init__(
         self,
@@ -184,7 +210,9 @@ class _Call:
         service._budget.take(size)
         self._size = size
         try:
-            typed = codec.decode(request, service._seconds(request.model_name, timeout), raw)
+            seconds = service._seconds(request.model_name, timeout)
+            regions = service._gateway.regions
+            typed, self._places = codec.decode(request, seconds, raw, regions)
             typed.trace = self._trace
             self._abandon = service._gateway.begin(typed, self._answer)
         except BaseException:
@@ -205,7 +233,10 @@ class _Call:
             self._done(outcome)
             return
         try:
-            message = codec.encode(outcome)
+            message = codec.encode(outcome, self._places, self._service._gateway.regions)
+        except ServeError as error:
+            self._done(error)
+            return
         except Exception:
             log.exception("the gateway failed on an answer of %r", outcome.model)
             self._done(EngineFailure("the server failed; its log says why"))

@@ -139,6 +139,7 @@ class Call:
                 self.headers,
                 self._body(),
                 gateway.seconds(self.model),
+                gateway.regions,
             )
             request.trace = self._trace
             request.block = self._block
@@ -187,7 +188,7 @@ class Call:
         try:
             if isinstance(outcome, ServeError):
                 raise outcome
-            answer = kserve_codec.encode(outcome, self._wanted)
+            answer = kserve_codec.encode(outcome, self._wanted, self._route.gateway.regions)
         except Exception as error:
             answer = self.refuse(error)
         else:

@@ -13,6 +13,7 @@ from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
 from ds_serve.gateway import parameters
 from ds_serve.gateway.http.answer import JSON, Answer, Headers
+from ds_serve.gateway.regions import Place, Regions, place_of
 from ds_serve.gateway.requests import InferReply, InferRequest
 from ds_serve.transport.messages import Tensor
 
@@ -57,10 +58,11 @@ class ReplyJson(msgspec.Struct, omit_defaults=True):
 
 
 class Wanted(msgspec.Struct):
-    """Which outputs the client wants as binary data."""
+    """Which outputs the client wants as binary data, and which in shared memory."""
 
     binary: frozenset[str] = frozenset()
     rest: bool = False
+    places: dict[str, Place] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.binary or self.rest
@@ -74,9 +76,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 def decode(
-    model: str, version: str, headers: dict[bytes, bytes], body: bytes | memoryview, timeout: float
+    model: str,
+    version: str,
+    headers: dict[bytes, bytes],
+    body: bytes | memoryview,
+    timeout: float,
+    regions: Regions | None = None,
 ) -> tuple[InferRequest, Wanted]:
-    """The request in `body`. `timeout`: the most seconds it may take. Raises InvalidRequest."""
+    """The request in `body`. `timeout`: the most seconds it may take.
+
+    `regions` are where tensors may lie that are not in the body. Raises InvalidRequest.
+    """
     arrived = time.monotonic()
     view = memoryview(body)
     split = _header_length(headers, len(body))
@@ -88,7 +98,7 @@ def decode(
     request = InferRequest(
         model=model,
         version=version,
-        inputs=_inputs(parsed.inputs, view[split:]),
+        inputs=_inputs(parsed.inputs, view[split:], regions),
         arrived=arrived,
         deadline=arrived + seconds,
         id=parsed.id,
@@ -98,9 +108,13 @@ def decode(
     return request, _wanted(parsed)
 
 
-def encode(reply: InferReply, wanted: Wanted) -> Answer:
-    """JSON, followed by the outputs that are wanted as binary data."""
+def encode(reply: InferReply, wanted: Wanted, regions: Regions | None = None) -> Answer:
+    """JSON, followed by the outputs that are wanted as binary data. Outputs that are wanted in
+    shared memory are put there. Raises InvalidRequest where one does not fit.
+    """
     binary: list[memoryview] = []
+    if wanted.places and regions is not None:
+        regions.write_outputs(reply.outputs, wanted.places)
     outputs = [_output(tensor, wanted, binary) for tensor in reply.outputs]
     body = _encode(ReplyJson(reply.model, reply.version, outputs, reply.id))
     if not binary:
@@ -150,7 +164,7 @@ def _header_length(headers: dict[bytes, bytes], size: int) -> int:
     return int(value)
 
 
-def _inputs(inputs: list[InputJson], binary: memoryview) -> list[Tensor]:
+def _inputs(inputs: list[InputJson], binary: memoryview, regions: Regions | None) -> list[Tensor]:
     tensors = []
     start = 0
     for given in inputs:
@@ -159,6 +173,9 @@ def _inputs(inputs: list[InputJson], binary: memoryview) -> list[Tensor]:
             continue
         parameters.refuse(given.parameters, f"input {given.name!r}")
         size = given.parameters.get("binary_data_size")
+        if "shared_memory_region" in given.parameters:
+            tensors.append(_from_region(given, regions))
+            continue
         if size is None:
             tensors.append(_from_json(given))
             continue
@@ -176,6 +193,16 @@ def _inputs(inputs: list[InputJson], binary: memoryview) -> list[Tensor]:
             "binary_data_size tells how many belong to each"
         )
     return tensors
+
+
+def _from_region(given: InputJson, regions: Regions | None) -> Tensor:
+    where = f"input {given.name!r}"
+    if given.data is not None or "binary_data_size" in given.parameters:
+        raise InvalidRequest(f"{where} has data of its own and a shared_memory_region")
+    place = place_of(given.parameters, where)
+    if place is None or regions is None:
+        raise InvalidRequest(f"{where}: there is no shared memory here")
+    return Tensor(given.name, given.datatype, given.shape, regions.view(place))
 
 
 def _binary_size(given: InputJson, size: object) -> int:
@@ -202,13 +229,21 @@ def _wanted(parsed: RequestJson) -> Wanted:
     named = {output.name: output.parameters.get("binary_data", rest) for output in parsed.outputs}
     for output in parsed.outputs:
         parameters.refuse(output.parameters, f"output {output.name!r}")
-    return Wanted(frozenset(name for name, binary in named.items() if binary is True))
+    places = {
+        output.name: place
+        for output in parsed.outputs
+        if (place := place_of(output.parameters, f"output {output.name!r}")) is not None
+    }
+    binary = frozenset(name for name, wanted in named.items() if wanted is True)
+    return Wanted(binary, places=places)
 
 
 def _output(tensor: Tensor, wanted: Wanted, binary: list[memoryview]) -> OutputAnswer:
     assert isinstance(tensor.data, memoryview)
     answer = OutputAnswer(tensor.name, tensor.datatype, tensor.shape)
-    if tensor.name in wanted:
+    if (place := wanted.places.get(tensor.name)) is not None:
+        answer.parameters = place.parameters(len(tensor.data))
+    elif tensor.name in wanted:
         answer.parameters = {"binary_data_size": len(tensor.data)}
         binary.append(tensor.data)
     else:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -16,6 +17,7 @@ from ds_serve.gateway import describe
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer
+from ds_serve.gateway.regions import Region
 from ds_serve.transport.messages import ModelState
 
 STARTED = int(time.time())
@@ -40,6 +42,7 @@ def build(gateway: Gateway) -> FastAPI:
     _health(app, gateway)
     _openai(app, gateway)
     _kserve(app, gateway)
+    _shared_memory(app, gateway)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
@@ -112,6 +115,48 @@ def _texts(gateway: Gateway) -> list[ModelState]:
 
 def _card(state: ModelState) -> dict[str, Any]:
     return {"id": state.name, "object": "model", "created": STARTED, "owned_by": "ds-serve"}
+
+
+def _shared_memory(app: FastAPI, gateway: Gateway) -> None:
+    path = "/v2/systemsharedmemory"
+
+    def said(name: str) -> list[dict[str, Any]]:
+        return [msgspec.to_builtins(region) for region in gateway.regions.status(name).values()]
+
+    @app.get(f"{path}/status", tags=["kserve"])
+    async def regions() -> list[dict[str, Any]]:
+        """The registered regions of shared memory."""
+        return said("")
+
+    @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
+    async def region(name: str) -> list[dict[str, Any]]:
+        return said(name)
+
+    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"])
+    async def register(name: str, request: Request) -> Response:
+        """Make a region known; the body holds key, offset and byte_size."""
+        try:
+            given = msgspec.json.decode(await request.body(), type=_Registration)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"key, offset and byte_size are needed: {error}") from None
+        gateway.regions.register(Region(name, given.key, given.offset, given.byte_size))
+        return Response()
+
+    @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
+    async def unregister(name: str) -> Response:
+        gateway.regions.unregister(name)
+        return Response()
+
+    @app.post(f"{path}/unregister", tags=["kserve"])
+    async def unregister_all() -> Response:
+        gateway.regions.unregister("")
+        return Response()
+
+
+class _Registration(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 def _kserve(app: FastAPI, gateway: Gateway) -> None:
