@@ -103,7 +103,7 @@ def table(rows: Sequence[TextRow], base: str) -> Table:
     """For a terminal."""
     shown = Table(title="chats, streamed")
     for index, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if index else "left")
+        shown.add_column(column, justify="right" if index else "left", no_wrap=not index)
     for row in cells(rows, base):
         shown.add_row(*row)
     return shown
