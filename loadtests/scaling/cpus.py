@@ -50,8 +50,9 @@ def roles() -> dict[int, str]:
             words = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if role := next((ROLES[word] for word in words if word in ROLES), None):
-            found[pid] = role
+        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+        if module in ROLES:
+            found[pid] = ROLES[module]
     return found
 
 
