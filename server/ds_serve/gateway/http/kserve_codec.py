@@ -241,9 +241,9 @@ def _wanted(parsed: RequestJson) -> Wanted:
 def _output(tensor: Tensor, wanted: Wanted, binary: list[memoryview]) -> OutputAnswer:
     assert isinstance(tensor.data, memoryview)
     answer = OutputAnswer(tensor.name, tensor.datatype, tensor.shape)
-    if (place := wanted.places.get(tensor.name)) is not None:
-        answer.parameters = place.parameters(len(tensor.data))
-    elif tensor.name in wanted:
+    if tensor.name in wanted.places:
+        return answer  # with parameters, NVIDIA's C++ client would look for binary data
+    if tensor.name in wanted:
         answer.parameters = {"binary_data_size": len(tensor.data)}
         binary.append(tensor.data)
     else:
