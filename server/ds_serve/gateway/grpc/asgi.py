@@ -33,6 +33,10 @@ METHOD = METHODS["ModelStreamInfer"]
 LAST_WRITES = 1.0
 """Seconds that a stream which fails gets to say why."""
 
+UNSEEN_WRITES = 0.2
+"""Seconds for what other threads of this process still have to write: the last answers, of unary
+calls too. They do not tell when they have."""
+
 PROBE = 0.5
 """Seconds between two looks whether the client is still there, once it has sent everything."""
 
@@ -90,6 +94,7 @@ class Streams:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LAST_WRITES)
+        await asyncio.sleep(UNSEEN_WRITES)
 
     async def _run(self, scope: dict[str, Any], call: _Call) -> None:
         if scope["path"] != METHOD.path:
