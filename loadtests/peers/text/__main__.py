@@ -57,6 +57,8 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     plan = _plan(given)
     about = _about(plan)
     found = _measured(plan, console)
+    if not given.anyway and (others := found.others()) > given.quiet:
+        raise BenchmarkError(f"no table: other programs took {others:.0%} of the machine; --anyway")
     rows = found.rows()
     if rows:
         Console(width=max(console.width, WIDTH)).print(results.table(rows, BASE.name))

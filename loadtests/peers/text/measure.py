@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from loadtests.peers import environments, processes
 from loadtests.peers.measure import Meter
@@ -48,6 +49,11 @@ class TextResults:
     def rows(self) -> list[TextRow]:
         kept = {key: found for key, found in self.samples.items() if key[0] not in self.refusals}
         return [TextRow(*key, tuple(found)) for key, found in kept.items()]
+
+    def others(self) -> float:
+        """The part of the machine, 0 to 1, that other programs took: the median of all samples."""
+        shares = [each.others for found in self.samples.values() for each in found]
+        return median(shares) if shares else 0.0
 
 
 def run(plan: TextPlan, advance: Callable[[str], None]) -> TextResults:
