@@ -94,7 +94,8 @@ def test_each_server_has_a_row_for_each_number_of_clients(tmp_path):
     assert (one.middle("tokens_in"), one.middle("tokens_out")) == (30, 5)
     assert one.middle("tokens") == pytest.approx(5 * one.middle("requests"))
     assert 2 <= one.middle("first_p50") <= one.middle("first_p99")
-    assert one.middle("between_p50") >= 2
+    # Under load several pieces may be read at once, so that little is between them.
+    assert one.middle("between_p50") > 0
     assert one.middle("memory") > 0
     assert 0 <= found.others() <= 1
 
