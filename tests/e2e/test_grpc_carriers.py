@@ -26,7 +26,7 @@ CARRIERS = [
         "pyvoy", marks=pytest.mark.skipif(not find_spec("pyvoy"), reason="pyvoy is not installed")
     ),
 ]
-HOLD_SECONDS = 1.0
+HOLD_SECONDS = 2.0
 """How long the model `held` waits for a batch of 64."""
 
 
@@ -109,7 +109,7 @@ def test_what_a_client_cancels_is_not_run(
             cancelled.wait(20)
 
     call = stream(channel)(requests())
-    time.sleep(HOLD_SECONDS / 5)
+    time.sleep(HOLD_SECONDS / 10)
     call.cancel()
     cancelled.set()
     until(lambda: counted(server) != before, "the request is neither answered nor dropped", 20)

@@ -154,6 +154,7 @@ class _Call:
                 await asyncio.wait_for(stream.finished(), PROBE)
             except TimeoutError:
                 self._probe()
+        self._check()
         if wrong is not None:
             raise wrong
 
@@ -232,7 +233,6 @@ class _Call:
 
     def _probe(self) -> None:
         """An empty write: it fails where the client is gone, which nothing else tells."""
-        self._check()
         if self._writing is None and not self._frames:
             self._write(b"", 0)
 
@@ -247,6 +247,9 @@ class _Call:
         if done.cancelled() or done.exception() is not None:
             self._gone = True
             self._frames.clear()
+            if not self._all_read.done():
+                self._all_read.set_exception(_Gone())
+            self.close()
         assert self._stream is not None
         self._stream.sent(count)
         self._flush()
