@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from ds_client import Client, ClientError
-from ds_engines.openvino_genai import DEFAULT_CACHE_MB
 from loadtests.peers import processes
 from loadtests.peers.base import Launch
 from loadtests.peers.processes import Running
@@ -29,6 +28,9 @@ LOOK_SECONDS = 0.01
 SETTLE_SECONDS = 1.0
 GATEWAY, ENGINE, REST = "gateway", "engine", "rest"
 ROLES = (("ds_serve.gateway", GATEWAY), ("ds_serve.worker", ENGINE), ("ds_serve.text", ENGINE))
+CACHE_GB = 1
+"""Of the KV cache, as ds-serve has it by default."""
+
 LOADED = "nv_model_load_duration_secs"
 
 
@@ -92,7 +94,7 @@ def _setup(subject: Subject, folder: Path) -> dict[str, object]:
         request = folder / "request.npz"
         np.savez(request, **subject.request)  # type: ignore[arg-type]
         return setup | {"request": str(request)}
-    return setup | {"prompt": PROMPT, "cache_gb": DEFAULT_CACHE_MB // 1024}
+    return setup | {"prompt": PROMPT, "cache_gb": CACHE_GB}
 
 
 def _times(running: Running) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-from loadtests import tokenizer
 from loadtests.peers import environments
 from loadtests.peers.base import APPS
 from loadtests.perf_analyzer import BenchmarkError
@@ -33,12 +33,14 @@ def hugging_face() -> Path:
         unfinished = folder.with_name(f"{NAME}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        command = [environments.python(maker), APPS / "gguf_to_hf.py", gguf(), unfinished]
-        done = subprocess.run(
-            [str(w) for w in command], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise BenchmarkError(f"{NAME} could not be converted:\n{done.stderr.strip()[-1500:]}")
-        tokenizer.write(gguf(), unfinished)
+        _run(environments.python(maker), APPS / "gguf_to_hf.py", gguf(), unfinished)
+        _run(sys.executable, "-m", "ds_engines.gguf_tokenizer", gguf(), "-o", unfinished)
         unfinished.rename(folder)
     return folder
+
+
+def _run(*words: object) -> None:
+    command = [str(word) for word in words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchmarkError(f"{NAME} could not be converted:\n{done.stderr.strip()[-1500:]}")

@@ -1,25 +1,21 @@
-"""The tokenizer that load generators get out of a GGUF file."""
+"""The tokenizer that clients get out of a GGUF file."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from loadtests import tokenizer
-from loadtests.perf_analyzer import BenchmarkError
 
+from ds_engines.errors import LoadError
+from ds_engines.gguf_tokenizer import main, write
 from ds_engines.openvino_schema import write_empty_model
 from ds_serve.catalogue import fetch
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
 
 
 def test_a_model_of_the_catalogue(tmp_path):
-    tokenizer.write(fetch(MODEL), tmp_path)
+    write(fetch(MODEL), tmp_path)
     made = json.loads((tmp_path / "tokenizer.json").read_text())
     vocabulary = made["model"]["vocab"]
     assert len(vocabulary) == 49152
@@ -39,13 +35,10 @@ def test_a_model_of_the_catalogue(tmp_path):
 
 def test_a_file_without_such_a_tokenizer_is_refused(tmp_path):
     write_empty_model(tmp_path / "empty.gguf", 32)
-    with pytest.raises(BenchmarkError, match="has a tokenizer of kind None, not gpt2"):
-        tokenizer.write(tmp_path / "empty.gguf", tmp_path)
+    with pytest.raises(LoadError, match="has a tokenizer of kind None, not gpt2"):
+        write(tmp_path / "empty.gguf", tmp_path)
 
 
-def test_a_name_that_there_is_not(tmp_path):
-    command = [sys.executable, "-m", "loadtests.tokenizer", "nonsense", "-o", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: nonsense cannot be fetched")
-    assert "Traceback" not in done.stderr.splitlines()[0]
+def test_a_file_that_there_is_not(tmp_path, capsys):
+    assert main([str(tmp_path / "none.gguf"), "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: cannot read")

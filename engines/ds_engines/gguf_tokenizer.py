@@ -1,8 +1,8 @@
-"""The tokenizer of a GGUF file as a Hugging Face folder, for load generators that want one.
+"""The tokenizer of a GGUF file as a Hugging Face folder, for clients that want one.
 
-    python -m loadtests.tokenizer smollm2-135m-instruct -o tokenizer
+    python -m ds_engines.gguf_tokenizer MODEL.gguf -o FOLDER
 
-takes a name of the catalogue or a .gguf file. Byte-level BPE as `tokenizers` reads it.
+Byte-level BPE, as the library `tokenizers` reads it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_engines import gguf
 from ds_engines.errors import LoadError
-from loadtests.perf_analyzer import BenchmarkError
-from loadtests.start_up.subjects import fetched
 
 CONTROL = 3
+NEEDED = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")
 """Kinds of pre-tokenization (`tokenizer.ggml.pre`) that split numbers into digits."""
 
 
 def write(model: Path, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json. Raises LoadError, BenchmarkError."""
+    """tokenizer.json and tokenizer_config.json. Raises LoadError where the file has none."""
     pairs = gguf.read_pairs(model)
     if pairs.get("tokenizer.ggml.model") != "gpt2":
         kind = pairs.get("tokenizer.ggml.model")
-        raise BenchmarkError(f"{model} has a tokenizer of kind {kind!r}, not gpt2 (byte-level BPE)")
+        raise LoadError(f"{model} has a tokenizer of kind {kind!r}, not gpt2 (byte-level BPE)")
+    if lacks := [key for key in NEEDED if not isinstance(pairs.get(key), tuple)]:
+        raise LoadError(f"{model} has no {', '.join(lacks)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(pairs)))
     (folder / "tokenizer_config.json").write_text(json.dumps(_config(pairs), indent=1))
@@ -74,19 +76,18 @@ def _config(pairs: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.tokenizer",
+        prog="python -m ds_engines.gguf_tokenizer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="a .gguf file or a name of the catalogue")
+    parser.add_argument("model", type=Path, help="a .gguf file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
-        file = Path(given.model)
-        write(file if file.exists() else fetched(given.model), given.output)
-    except (BenchmarkError, LoadError, KeyError) as error:
+        write(given.model, given.output)
+    except LoadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(given.output)
