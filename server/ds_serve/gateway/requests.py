@@ -82,8 +82,10 @@ def check(spec: ModelSpec, request: InferRequest) -> int:
                 f"other inputs have {rows}"
             )
         rows = tensor.shape[axis]
-    if request.outputs or not in_order:
+    if not in_order:
         _check_names(spec, request)
+    if request.outputs:
+        _check_outputs(spec, request)
     return _check_rows(spec, rows)
 
 
@@ -135,11 +137,16 @@ def _check_names(spec: ModelSpec, request: InferRequest) -> None:
                 f"input {tensor.name!r} of model {spec.name!r} is missing: it is "
                 f"{tensor.datatype} of shape {list(tensor.shape)}"
             )
+
+
+def _check_outputs(spec: ModelSpec, request: InferRequest) -> None:
+    known = [tensor.name for tensor in spec.outputs]
+    if known == list(request.outputs):
+        return
     for name in request.outputs:
-        if all(tensor.name != name for tensor in spec.outputs):
-            known = ", ".join(tensor.name for tensor in spec.outputs)
+        if name not in known:
             raise InvalidRequest(
-                f"model {spec.name!r} has no output {name!r}; its outputs are: {known}"
+                f"model {spec.name!r} has no output {name!r}; its outputs are: {', '.join(known)}"
             )
     if len(set(request.outputs)) != len(request.outputs):
         raise InvalidRequest("an output is asked for twice")

@@ -165,7 +165,7 @@ def _say_place(
 def _inputs(
     message: pb.ModelInferRequest, raw: Sequence[bytes | memoryview], regions: Regions | None
 ) -> list[Tensor]:
-    places = [_place(given) for given in message.inputs]
+    places = [_place(given) if given.parameters else None for given in message.inputs]
     sent = places.count(None)
     if raw and len(raw) != sent:
         raise InvalidRequest(
@@ -189,8 +189,6 @@ def _inputs(
 
 def _place(given: pb.ModelInferRequest.InferInputTensor) -> Place | None:
     """Where an input lies that is not sent."""
-    if not given.parameters:
-        return None
     where, said = f"input {given.name!r}", _parameters(given.parameters)
     parameters.refuse(said, where)
     return place_of(said, where)
