@@ -207,16 +207,24 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -
 def bytes_of_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> Buffer:
     """The raw form of what a JSON list holds: `from_json` and `to_bytes`. Raises as they do."""
     code = _CODES.get(datatype)
+    flat = data
+    while flat and type(flat[0]) is list and len(set(map(_length, flat))) == 1:
+        flat = flat[0] if len(flat) == 1 else list(chain.from_iterable(flat))
     if (
         code is not None
-        and len(data) == count(shape, name)
-        and _ALLOWED[datatype][0].issuperset(map(type, data))
+        and len(flat) == count(shape, name)
+        and _ALLOWED[datatype][0].issuperset(map(type, flat))
     ):
         try:
-            return struct.pack(f"<{len(data)}{code}", *data)
+            return struct.pack(f"<{len(flat)}{code}", *flat)
         except (struct.error, OverflowError):
             pass  # what is wrong is found and said by the long way
     return to_bytes(datatype, from_json(name, datatype, shape, data), name)
+
+
+def _length(value: object) -> int:
+    """Of a list; what is none has a length that no list has."""
+    return len(value) if type(value) is list else -1
 
 
 def to_json(datatype: str, array: Array, name: str = "") -> list[Any]:

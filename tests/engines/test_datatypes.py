@@ -245,3 +245,33 @@ def test_an_engine_that_breaks_its_promise_is_named():
         datatypes.to_bytes("FP32", np.zeros(1), "y")
     with pytest.raises(ServeError, match="gave a float where BYTES"):
         datatypes.to_bytes("BYTES", byte_arrays((1,), [1.5]), "y")  # type: ignore[list-item]
+
+
+json_lists = st.recursive(
+    st.one_of(
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.booleans(),
+        st.text(max_size=2),
+        st.none(),
+    ),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=12,
+).filter(lambda value: isinstance(value, list))
+
+
+@given(st.sampled_from(sorted(datatypes.DATATYPES)), json_lists, st.lists(st.integers(0, 4)))
+def test_json_to_raw_bytes_is_the_same_by_both_ways(name: str, data: Any, shape: list[int]) -> None:
+    """Both give the same bytes, or the same error."""
+
+    def long_way() -> bytes:
+        array = datatypes.from_json("x", name, shape, data)
+        return bytes(datatypes.to_bytes(name, array, "x"))
+
+    outcomes = []
+    for way in (long_way, lambda: bytes(datatypes.bytes_of_json("x", name, shape, data))):
+        try:
+            outcomes.append(way())
+        except InvalidRequest as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
