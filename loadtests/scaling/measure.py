@@ -7,6 +7,7 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ def measure(path: Path, models: int, gateways: int, plan: Plan, tool: wrk.Wrk) -
     options = ["--gateways", str(gateways)]
     for name in names[1:]:
         options += ["--model", f"{name}={path}"]
+    others = cpus.roles()  # of servers that whoever calls this has started
     with ExitStack() as stack:
         with pinned(plan.server_cpus):
             server = running(f"{names[0]}={path}", [*options, *plan.serve])
@@ -81,7 +83,7 @@ def measure(path: Path, models: int, gateways: int, plan: Plan, tool: wrk.Wrk) -
             command = [tool.path, "-t", str(plan.threads(models)), "-c", str(count)]
             command += ["-s", str(script), f"http://{address}", "--timeout", f"{wrk.TIMEOUT}s"]
             _load(command, WARM_UP)
-            sample = _sample(command, plan)
+            sample = _sample(command, plan, others)
     if (len(sample.gateways), len(sample.workers)) != (gateways, models):
         raise BenchmarkError(
             f"{len(sample.gateways)} gateways and {len(sample.workers)} workers ran; "
@@ -90,15 +92,15 @@ def measure(path: Path, models: int, gateways: int, plan: Plan, tool: wrk.Wrk) -
     return sample
 
 
-def _sample(command: list[str], plan: Plan) -> Sample:
-    known = cpus.roles()
+def _sample(command: list[str], plan: Plan, others: Collection[int]) -> Sample:
+    known = _roles(others)
     before = {pid: cpus.used(pid) for pid in known}
     server, machine = cpus.machine(plan.server_cpus), cpus.machine(_all(plan))
     client, begun = _children(), time.monotonic()
     point = _load(command, plan.seconds)
     elapsed = time.monotonic() - begun
     after = {pid: cpus.used(pid) for pid in known}
-    if cpus.roles() != known or not all(after.values()):
+    if _roles(others) != known or not all(after.values()):
         raise BenchmarkError("a process of the server has ended while it was measured")
     share = {pid: (after[pid] - before[pid]) / elapsed for pid in known}
     return Sample(
@@ -109,6 +111,10 @@ def _sample(command: list[str], plan: Plan) -> Sample:
         (cpus.machine(plan.server_cpus)[0] - server[0]) / elapsed / len(plan.server_cpus),
         (cpus.machine(_all(plan))[1] - machine[1]) / elapsed / len(_all(plan)),
     )
+
+
+def _roles(others: Collection[int]) -> dict[int, str]:
+    return {pid: role for pid, role in cpus.roles().items() if pid not in others}
 
 
 def _load(command: list[str], seconds: int) -> Point:
