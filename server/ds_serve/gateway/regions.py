@@ -114,6 +114,7 @@ class Regions:
         files = [self._file(name)] if name else [self._file(each) for each in self.status("")]
         for file in files:
             file.unlink(missing_ok=True)
+        self._forget_gone()
 
     def status(self, name: str) -> dict[str, Region]:
         """The region of that name, or all. Raises NotFound."""
@@ -178,8 +179,14 @@ class Regions:
         region = self.status(name)[name]
         if known is not None:
             _unmap(self._mapped.pop(name))
+        self._forget_gone()
         mapped = self._mapped[name] = _map(region, version)
         return mapped
+
+    def _forget_gone(self) -> None:
+        """What was unregistered, maybe through another gateway, would keep its memory."""
+        for name in [name for name in self._mapped if not self._file(name).exists()]:
+            _unmap(self._mapped.pop(name))
 
     def _file(self, name: str) -> Path:
         return self._folder / hashlib.sha256(name.encode()).hexdigest()
