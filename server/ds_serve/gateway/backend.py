@@ -13,7 +13,7 @@ from typing import Protocol
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.regions import Regions
-from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, resolve
 from ds_serve.gateway.shared_inputs import SharedInputs
 from ds_serve.transport.arena import Block
 from ds_serve.transport.codec import frames_of, read_from_worker
@@ -94,7 +94,7 @@ class TensorBackend:
 
     async def infer(self, request: InferRequest) -> InferReply:
         answer: asyncio.Future[InferReply] = self._loop.create_future()
-        abandon = self.begin(request, partial(_resolve, answer))
+        abandon = self.begin(request, partial(resolve, answer))
         try:
             return await answer
         finally:
@@ -183,15 +183,6 @@ class TensorBackend:
                 done(_late(request, now))
         if self._waiting:
             self._wake_at(min(request.deadline for request, _ in self._waiting.values()))
-
-
-def _resolve(answer: asyncio.Future[InferReply], outcome: InferReply | ServeError) -> None:
-    if answer.done():
-        return
-    if isinstance(outcome, InferReply):
-        answer.set_result(outcome)
-    else:
-        answer.set_exception(outcome)
 
 
 def _late(request: InferRequest, now: float) -> DeadlineExceeded:

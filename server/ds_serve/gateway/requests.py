@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +15,8 @@ from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.tracing import Trace
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Tensor
+
+Outcome = TypeVar("Outcome")
 
 LARGEST = 2**63 - 1
 """Elements along one axis. No more fits the messages between processes, nor any engine."""
@@ -53,6 +56,16 @@ Done = Callable[[InferReply | ServeError], None]
 
 Abandon = Callable[[], None]
 """Nobody wants the answer any more: it is not computed where that can be helped, nor told."""
+
+
+def resolve(future: asyncio.Future[Outcome], outcome: Outcome | ServeError) -> None:
+    """Give the outcome to whoever awaits the future, if anybody still does."""
+    if future.done():
+        return
+    if isinstance(outcome, ServeError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def check(spec: ModelSpec, request: InferRequest) -> int:

@@ -21,7 +21,7 @@ from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.grpc import codec
 from ds_serve.gateway.grpc.stream import Done, Stream
 from ds_serve.gateway.regions import Region
-from ds_serve.gateway.requests import Abandon, InferReply
+from ds_serve.gateway.requests import Abandon, InferReply, resolve
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class InferenceService:
         self, request: pb.ModelInferRequest, timeout: float | None = None
     ) -> pb.ModelInferResponse:
         answer: asyncio.Future[pb.ModelInferResponse] = asyncio.get_running_loop().create_future()
-        abandon = self.begin(request, timeout, partial(_resolve, answer))
+        abandon = self.begin(request, timeout, partial(resolve, answer))
         try:
             return await answer
         finally:
@@ -267,17 +267,6 @@ async def _read(
         await stream.finished()
     finally:
         answers.put_nowait(None)
-
-
-def _resolve(
-    answer: asyncio.Future[pb.ModelInferResponse], outcome: pb.ModelInferResponse | ServeError
-) -> None:
-    if answer.done():
-        return
-    if isinstance(outcome, ServeError):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
 
 
 def _tensor(tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:

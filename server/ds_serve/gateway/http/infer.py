@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.errors import Cancelled, EngineFailure, ServeError
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
@@ -23,7 +23,7 @@ from ds_serve.gateway.http.answer import (
 )
 from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
-from ds_serve.gateway.requests import Abandon, InferReply
+from ds_serve.gateway.requests import Abandon, InferReply, resolve
 from ds_serve.transport.arena import Block
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class InferRoute:
             answer = await _read(call, receive)
             if answer is None:
                 answer = await _answered(call, receive)
+        except Cancelled:
+            return
         finally:
             call.abandon()
         if answer is not None:
@@ -223,8 +225,7 @@ async def _read(call: Call, receive: Receive) -> Answer | None:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            call.abandon()
-            return None
+            raise Cancelled("the client left before its request was complete")
         if (refused := call.feed(message.get("body", b""))) is not None:
             return refused
         more = message.get("more_body", False)
@@ -234,7 +235,7 @@ async def _read(call: Call, receive: Receive) -> Answer | None:
 async def _answered(call: Call, receive: Receive) -> Answer | None:
     """The answer; None where the client left before it was there."""
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    call.complete(partial(_resolve, answer))
+    call.complete(partial(resolve, answer))
     watch = Watch(receive)
     try:
         return await answer
@@ -244,11 +245,6 @@ async def _answered(call: Call, receive: Receive) -> Answer | None:
         raise
     finally:
         watch.stop()
-
-
-def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
-    if not future.done():
-        future.set_result(answer)
 
 
 def _nobody(answer: Answer) -> None:
