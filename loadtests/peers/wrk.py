@@ -53,15 +53,20 @@ class Wrk:
             command = [self.path, "-t", "1", "-c", str(connections), "-d", f"{whole}s"]
             command += ["--timeout", f"{TIMEOUT}s", "-s", str(script)]
             command.append(f"http://{address}{request.path}")
-            try:
-                done = subprocess.run(
-                    command, capture_output=True, text=True, check=False, timeout=whole + 60
-                )
-            except subprocess.TimeoutExpired:
-                raise BenchmarkError(f"wrk did not end within {whole + 60} s") from None
-        if done.returncode:
-            raise BenchmarkError(f"wrk failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-        return parse(done.stdout)
+            return run(command, whole)
+
+
+def run(command: list[str], seconds: int) -> Load:
+    """Run wrk for some `seconds` with a script of SCRIPT's. Raises BenchmarkError."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds + 60
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"wrk did not end within {seconds + 60} s") from None
+    if done.returncode:
+        raise BenchmarkError(f"wrk failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    return parse(done.stdout)
 
 
 def parse(printed: str) -> Load:

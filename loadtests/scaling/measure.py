@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Collection
@@ -118,16 +117,7 @@ def _roles(others: Collection[int]) -> dict[int, str]:
 
 
 def _load(command: list[str], seconds: int) -> Point:
-    command = [*command, "-d", f"{seconds}s"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds + 60
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchmarkError(f"wrk did not end within {seconds + 60} s") from None
-    if done.returncode:
-        raise BenchmarkError(f"wrk failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-    return wrk.parse(done.stdout).point
+    return wrk.run([*command, "-d", f"{seconds}s"], seconds).point
 
 
 def _script(names: list[str], folder: Path) -> Path:
