@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
-from ds_client.tensors import encode
+from loadtests.binary import HEADER_LENGTH, body_of
 from loadtests.perf_analyzer import BenchmarkError
 from loadtests.scenarios import Arrays
 
@@ -158,23 +156,12 @@ def _fields(head: bytes) -> dict[bytes, bytes]:
 
 
 def _wire(model: str, host: str, inputs: Arrays) -> bytes:
-    tensors = {name: encode(name, array) for name, array in inputs.items()}
-    described = [
-        {
-            "name": name,
-            "shape": tensor.shape,
-            "datatype": tensor.datatype,
-            "parameters": {"binary_data_size": len(tensor.data)},
-        }
-        for name, tensor in tensors.items()
-    ]
-    head = orjson.dumps({"inputs": described, "parameters": {"binary_data_output": True}})
-    body = b"".join([head, *(bytes(tensor.data) for tensor in tensors.values())])
+    body, head = body_of(inputs)
     lines = (
         f"POST /v2/models/{model}/infer HTTP/1.1",
         f"Host: {host}",
         "Content-Type: application/octet-stream",
         f"Content-Length: {len(body)}",
-        f"Inference-Header-Content-Length: {len(head)}",
+        f"{HEADER_LENGTH}: {head}",
     )
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

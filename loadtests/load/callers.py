@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import gevent  # type: ignore[import-untyped]
 import grpc
-import orjson
 from gevent.queue import SimpleQueue  # type: ignore[import-untyped]
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPSocketPoolResponse
@@ -21,7 +20,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ds_client import messages
 from ds_client.errors import ClientError, Overloaded, of_status
-from ds_client.tensors import decode, encode
+from ds_client.tensors import decode
+from loadtests.binary import HEADER_LENGTH, body_of
 from loadtests.scenarios import Arrays
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -30,7 +30,6 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-HEADER_LENGTH = "Inference-Header-Content-Length"
 IDLE_SECONDS = 2.0
 """A connection unused for so long may be closed by the server the moment it is used: a new one."""
 
@@ -111,19 +110,8 @@ class Http:
         self._path = f"/v2/models/{model}/infer"
 
     def prepare(self, inputs: Arrays) -> tuple[bytes, dict[str, str]]:
-        tensors = {name: encode(name, array) for name, array in inputs.items()}
-        described = [
-            {
-                "name": name,
-                "shape": tensor.shape,
-                "datatype": tensor.datatype,
-                "parameters": {"binary_data_size": len(tensor.data)},
-            }
-            for name, tensor in tensors.items()
-        ]
-        head = orjson.dumps({"inputs": described, "parameters": {"binary_data_output": True}})
-        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-        return b"".join([head, *(tensor.data for tensor in tensors.values())]), headers
+        body, head = body_of(inputs)
+        return body, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(head)}
 
     def send(self, request: tuple[bytes, dict[str, str]]) -> tuple[bytes, int]:
         response = self._connection.post(self._path, *request)
