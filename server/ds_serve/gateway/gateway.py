@@ -14,6 +14,7 @@ from ds_engines.errors import NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
+from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.tracing import Tracer, TraceSettings
@@ -41,6 +42,7 @@ class Gateway:
         self.limits = limits
         self.tracer = Tracer(tracing)
         self.draining = False
+        self.control = Control()
         self.regions = Regions((folder or Path(tempfile.gettempdir())) / "regions")
         self._informed = False
         self._states: dict[str, ModelState] = {}
