@@ -14,7 +14,7 @@ from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.tracing import Trace
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Tensor
+from ds_serve.transport.messages import Schedule, Tensor
 
 Outcome = TypeVar("Outcome")
 
@@ -26,7 +26,8 @@ class InferRequest(msgspec.Struct, gc=False):
     """One request to one model. `outputs` is empty where the client wants all of them.
 
     `arrived` and `deadline` are in seconds of the monotonic clock. `block` holds the inputs' bytes
-    where they were received into memory that the worker reads.
+    where they were received into memory that the worker reads. `schedule` is None where the client
+    says nothing about it; requests of different `partition` share no cached answers.
     """
 
     model: str
@@ -39,6 +40,8 @@ class InferRequest(msgspec.Struct, gc=False):
     parameters: dict[str, Any] = {}
     block: Block | None = None
     trace: Trace | None = None
+    schedule: Schedule | None = None
+    partition: str = ""
 
 
 class InferReply(msgspec.Struct, gc=False):

@@ -40,8 +40,25 @@ class InRegion(msgspec.Struct, array_like=True, gc=False, tag=1):
     size: int
 
 
+class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a client says about when its request runs, and after which others.
+
+    `priority` 1 is the highest, 0 the model's own default. `timeout_us`: microseconds, 0 for
+    none. `sequence`: which requests belong together; 0 and "" say none.
+    """
+
+    priority: int = 0
+    timeout_us: int = 0
+    sequence: int | str = 0
+    start: bool = False
+    end: bool = False
+
+
 class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
-    """Gateway to worker: run this. The gateway has checked it against the model's spec."""
+    """Gateway to worker: run this. The gateway has checked it against the model's spec.
+
+    `partition`: requests of different ones share no cached answers.
+    """
 
     id: int
     rows: int
@@ -51,6 +68,8 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     outputs: tuple[str, ...]
     traced: bool = False
     places: list[InArena | InRegion] = []
+    schedule: Schedule | None = None
+    partition: str = ""
 
 
 class Attach(msgspec.Struct, array_like=True, gc=False, tag=3):
