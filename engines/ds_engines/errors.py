@@ -5,9 +5,12 @@ ServeError
 │   └── TooLarge         a body or tensor above the limit
 ├── NotFound             no such model, version or resource
 ├── Unsupported          a feature that this engine or build does not offer
+├── Unauthenticated      the key is missing or wrong
+├── Forbidden            the key does not allow this
 ├── Overloaded           a bounded queue is full; waiting helps
 │   └── RateLimited      a key's, or a text model's, admission limit
 ├── Unavailable          the model is loading, restarting or failed
+│   └── Lost             its worker went away with the request, which may have run
 ├── DeadlineExceeded     the request's deadline passed before an answer
 ├── Cancelled            the client went away
 ├── EngineFailure        the engine failed while running a batch
@@ -53,6 +56,14 @@ class Unsupported(ServeError):
     """A feature that this engine or build does not offer."""
 
 
+class Unauthenticated(ServeError):
+    """The key is missing or wrong."""
+
+
+class Forbidden(ServeError):
+    """The key does not allow this."""
+
+
 class Overloaded(ServeError):
     """A bounded queue is full."""
 
@@ -67,6 +78,12 @@ class Unavailable(ServeError):
     """The model is loading, restarting or has failed."""
 
     retry_after: float | None = 1.0
+
+
+class Lost(Unavailable):
+    """The worker went away with the request, which may have run: only the client can tell whether
+    to send it again.
+    """
 
 
 class DeadlineExceeded(ServeError):

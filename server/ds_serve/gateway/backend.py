@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
+from ds_engines.errors import DeadlineExceeded, Lost, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, resolve
@@ -190,5 +190,5 @@ def _late(request: InferRequest, now: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"model {request.model!r} gave no answer within {waited:.3f} s")
 
 
-def _lost(spec: ModelSpec) -> Unavailable:
-    return Unavailable(f"model {spec.name!r} lost this request: its worker went away")
+def _lost(spec: ModelSpec) -> Lost:
+    return Lost(f"model {spec.name!r} lost this request: its worker went away")

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ds_engines.errors import NotFound, ServeError, Unavailable
+from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import Limits
@@ -180,7 +180,7 @@ class Gateway:
         if backend is None:
             return
         reason = new.reason if new is not None and new.reason else "the server is shutting down"
-        backend.close(Unavailable(f"model {name!r} lost this request: {reason}"))
+        backend.close(Lost(f"model {name!r} lost this request: {reason}"))
 
 
 def _is_text(state: ModelState) -> bool:

@@ -17,6 +17,7 @@ from ds_engines.errors import (
     DeadlineExceeded,
     EngineFailure,
     InvalidRequest,
+    Lost,
     NotFound,
     RateLimited,
     ServeError,
@@ -87,7 +88,7 @@ class TextBackend:
             task.uncancel()
             raise self._reason from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise self._reason or Unavailable(
+            raise self._reason or Lost(
                 f"model {self.spec.name!r} lost this request: its worker went away"
             ) from error
         finally:

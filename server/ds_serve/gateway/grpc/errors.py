@@ -18,9 +18,12 @@ CODES = {
     "TooLarge": StatusCode.RESOURCE_EXHAUSTED,
     "NotFound": StatusCode.NOT_FOUND,
     "Unsupported": StatusCode.UNIMPLEMENTED,
+    "Unauthenticated": StatusCode.UNAUTHENTICATED,
+    "Forbidden": StatusCode.PERMISSION_DENIED,
     "Overloaded": StatusCode.UNAVAILABLE,
     "RateLimited": StatusCode.RESOURCE_EXHAUSTED,
     "Unavailable": StatusCode.UNAVAILABLE,
+    "Lost": StatusCode.UNAVAILABLE,
     "DeadlineExceeded": StatusCode.DEADLINE_EXCEEDED,
     "Cancelled": StatusCode.CANCELLED,
     "EngineFailure": StatusCode.INTERNAL,
@@ -44,7 +47,7 @@ def refusal(method: str, request_id: bytes, error: ServeError) -> tuple[StatusCo
         level = logging.WARNING if severe else logging.INFO
         fields = {"request_id": shown, "method": method, "status": code.name}
         log.log(level, "refused: %s", error, extra={"fields": fields})
-    trailers: list[tuple[str, str | bytes]] = [(HEADER.decode(), shown)]
+    trailers: list[tuple[str, str | bytes]] = [(HEADER.decode(), shown), ("error-kind", error.kind)]
     if error.retry_after is not None:
         trailers.append(("retry-after", str(math.ceil(error.retry_after))))
     return code, str(error), tuple(trailers)

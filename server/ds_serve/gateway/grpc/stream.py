@@ -149,7 +149,12 @@ class Stream:
 
 
 def failed(request: pb.ModelInferRequest, error: ServeError) -> pb.ModelStreamInferResponse:
-    """The client tells by the id which of its requests the message is about."""
+    """The client tells by the id which of its requests the message is about, and by parameters what
+    kind of error it is: a message of a stream has no status.
+    """
     about = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
     about.parameters["triton_final_response"].bool_param = True
+    about.parameters["error_kind"].string_param = error.kind
+    if error.retry_after is not None:
+        about.parameters["retry_after"].double_param = error.retry_after
     return pb.ModelStreamInferResponse(error_message=str(error), infer_response=about)
