@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,20 +62,33 @@ def markdown(lines: Sequence[Line], about: str) -> str:
     return about + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def machine(tools: dict[str, str]) -> str:
-    """One paragraph: processor, memory, versions, date, and how busy the machine was before."""
+def machine(tools: dict[str, str], cores: frozenset[int] | None = None) -> str:
+    """One paragraph: processor, memory, versions, date, and how busy the machine was before.
+
+    `cores` are those that are used, where not all are.
+    """
+    ours = frozenset(os.sched_getaffinity(0))
+    load = (
+        f"{'busy with other work, ' if busy() else ''}"
+        f"load average {os.getloadavg()[0]:.1f} before the start; "
+    )
     names = ("onnxruntime", "grpcio", "uvicorn", "numpy")
     versions = [f"{name} {version(name)}" for name in names]
     versions += [f"{name} {number}" for name, number in tools.items()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {processor()}, "
-        f"{len(os.sched_getaffinity(0))} cores for server, engine and load generator together, "
+        f"{len(cores or ours)} cores for server, engine and load generator together, "
         f"{memory:.0f} GiB, {platform.system()} {platform.release().partition('-')[0]}, "
-        f"{'busy with other work, ' if busy() else ''}"
-        f"load average {os.getloadavg()[0]:.1f} before the start; "
-        f"Python {platform.python_version()}, {', '.join(versions)}."
+        f"{load if not cores or cores == ours else ''}"
+        f"Python {platform.python_version()}{_plain()}, {', '.join(versions)}."
     )
+
+
+def _plain() -> str:
+    """A Python built without profile-guided optimization is up to a half slower."""
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return "" if optimized else " (built without optimizations, which makes it slower)"
 
 
 def busy() -> bool:

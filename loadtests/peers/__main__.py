@@ -3,8 +3,9 @@
     python -m loadtests.peers install       an environment for each server, some 2 GB in all
     python -m loadtests.peers check         starts each server and compares its answers
     python -m loadtests.peers               measures, and prints a table for each workload
+    python -m loadtests.peers join FILE...  one table from what several runs put into --json FILE
 
-Each takes names of servers; without, all are meant. Nothing is printed of what failed but why,
+The others take names of servers; without, all are meant. Nothing is printed of what failed but why,
 and nothing is measured on a machine that is busy; the exit status is 1 then.
 """
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
-    commands = {"install": _install, "check": _check, "run": _run}
+    commands = {"install": _install, "check": _check, "run": _run, "join": _join}
     try:
         return commands[given.command](given, console)
     except BenchmarkError as error:
@@ -83,51 +84,83 @@ def _check(given: argparse.Namespace, console: Console) -> int:
 def _run(given: argparse.Namespace, console: Console) -> int:
     plan = _plan(given)
     tools = find(plan)
-    others = processes.share_of_others(LISTEN_SECONDS)
+    others = processes.share_of_others(LISTEN_SECONDS, plan.cores)
     if others > given.quiet and not given.anyway:
         raise BenchmarkError(
             f"nothing measured: other programs take {others:.0%} of the machine, more than "
             f"{given.quiet:.0%}; --anyway measures all the same"
         )
     about = _about(plan, tools, others)
-    found = _measured(plan, tools, console)
+
+    def keep(found: results.Results) -> None:
+        if given.json:
+            text = json.dumps(results.as_json(found, BASE.name, about), indent=1)
+            given.json.write_text(text + "\n")
+
+    found = _measured(plan, tools, console, keep)
     if not given.anyway:
         for work in plan.works:
             found.refuse_noise(work.name, given.quiet)
-    _show(plan, found, console)
-    if given.json:
-        text = json.dumps(results.as_json(found, BASE.name, about), indent=1)
-        given.json.write_text(text + "\n")
+    keep(found)
+    return _give(given, plan.works, found, f"{about['text']}{about['where']}", console)
+
+
+def _join(given: argparse.Namespace, console: Console) -> int:
+    """What several runs have measured, each on cores of its own perhaps, as one."""
+    try:
+        parts = [json.loads(Path(name).read_text()) for name in given.names]
+        found = results.from_json(parts)
+        texts = {part["about"]["text"] for part in parts}
+        places = {part["about"]["where"] for part in parts}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"not what --json wrote: {error!r}") from None
+    works = [
+        work
+        for name, work in workloads.WORKLOADS.items()
+        if any(key.workload == name for key in found.samples)
+    ]
+    return _give(given, works, found, " ".join(sorted(texts)) + " ".join(sorted(places)), console)
+
+
+def _give(
+    given: argparse.Namespace,
+    works: Sequence[workloads.Workload],
+    found: results.Results,
+    about: str,
+    console: Console,
+) -> int:
+    """Show the tables and write them where that is wanted; 1 where something has no row."""
+    _show(works, found, console)
     if given.markdown:
-        tables = [results.markdown(found.rows(w.name), BASE.name, _note(plan)) for w in plan.works]
+        tables = [results.markdown(found.rows(work.name), BASE.name, about) for work in works]
         given.markdown.write_text("\n\n".join(tables) + "\n")
-    if found.refusals:
-        return 1
-    if given.write:
-        for work in plan.works:
+    if given.write and (not found.refusals or given.anyway):
+        for work in works:
             rows = found.rows(work.name)
-            text = f"{about['text']} {found.crashed(work.name)}".strip()
+            text = f"{about} {found.remarks(work.name)}".strip()
             report.write(PAGE, work.name, results.markdown(rows, BASE.name, text))
         console.print(f"written into {PAGE}")
-    return 0
+    return 1 if found.refusals else 0
 
 
-def _measured(plan: Plan, tools: Tools, console: Console) -> results.Results:
+def _measured(
+    plan: Plan, tools: Tools, console: Console, keep: Callable[[results.Results], None]
+) -> results.Results:
     with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
         task = progress.add_task("measuring", total=plan.steps())
 
         def advance(name: str) -> None:
             progress.update(task, advance=1, description=name)
 
-        runner = Runner(plan, tools, advance)
+        runner = Runner(plan, tools, advance, lambda: keep(runner.results))
         runner.run(Path(folder))
     return runner.results
 
 
-def _show(plan: Plan, found: results.Results, console: Console) -> None:
+def _show(works: Sequence[workloads.Workload], found: results.Results, console: Console) -> None:
     # A table is printed whole, even where no terminal says how wide it is.
     wide = Console(width=max(console.width, WIDTH))
-    for work in plan.works:
+    for work in works:
         if rows := found.rows(work.name):
             wide.print(results.table(work.title, rows, BASE.name))
             _say(console, found.crashed(work.name))
@@ -141,24 +174,32 @@ def _about(plan: Plan, tools: Tools, others: float) -> dict[str, str]:
     if tools.kserve:
         versions["perf_analyzer"] = tools.kserve.version
     pins = [environments.requirements().get(peer.key, [])[:1] for peer in plan.peers]
-    text = report.machine(versions)
+    text = report.machine(versions, plan.cores)
     servers = ", ".join(pin for first in pins for pin in first)
-    where = f" Servers on cores {sorted(plan.place.pinned)}." if plan.place.pinned else ""
-    where += f" Clients on cores {sorted(plan.client_cores)}." if plan.client_cores else ""
+    where = _where(plan)
     changed = [
         f"{key}.{name}={value:g}"
         for key, settings in plan.place.settings.items()
         for name, value in settings.items()
     ]
-    text += f" Servers: {servers}.{where}" if servers else where
+    text += f" Servers: {servers}." if servers else ""
     text += f" Changed: {', '.join(changed)}." if changed else ""
     text += f" ds-serve ran with `{shlex.join(plan.place.options)}`." if plan.place.options else ""
-    text += f" {_note(plan)}"
-    return {"text": text, "ds-serve": version("ds-serve"), "others": f"{others:.3f}"}
+    text += f" {plan.repeats} interleaved repeats of {plan.seconds:g} s each."
+    return {
+        "text": text,
+        "where": where,
+        "ds-serve": version("ds-serve"),
+        "others": f"{others:.3f}",
+    }
 
 
-def _note(plan: Plan) -> str:
-    return f"{plan.repeats} interleaved repeats of {plan.seconds:g} s each."
+def _where(plan: Plan) -> str:
+    servers, clients = plan.place.pinned, plan.client_cores
+    if servers == clients:
+        return f" Servers and clients together on cores {sorted(servers)}." if servers else ""
+    found = f" Servers on cores {sorted(servers)}." if servers else ""
+    return found + (f" Clients on cores {sorted(clients)}." if clients else "")
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -204,8 +245,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("command", nargs="?", choices=("run", "install", "check"), default="run")
-    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}")
+    add("command", nargs="?", choices=("run", "install", "check", "join"), default="run")
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; for join, files")
     add("--workloads", type=_list(workloads.WORKLOADS), default=list(workloads.WORKLOADS))
     add("--protocols", type=_list(protocols), default=[], help="default: each workload's own")
     add("--connections", type=_numbers, default=list(CONNECTIONS), help="default: 1,16,64")
@@ -217,11 +258,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="NAME.KEY=NUMBER", help="triton.workers=2")
     add("--serve", default="", metavar="OPTIONS", help='for ds-serve, as in --serve="--x 1"')
     add("--quiet", type=float, default=0.1, help="share others may take; default: 0.1")
-    add("--anyway", action="store_true", help="even if the machine is busy")
+    add("--anyway", action="store_true", help="even if the machine is busy, or a row is missing")
     add("--json", type=Path, metavar="FILE", help="every sample, for later comparison")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there, as Markdown")
     add("--write", action="store_true", help=f"put complete tables into docs/{PAGE.name}")
     given = parser.parse_args(arguments)
+    if given.command == "join":
+        return given
     there = [*PEERS, *environments.serving("text")] if given.command == "install" else [*PEERS]
     if unknown := [name for name in given.names if name not in there]:
         parser.error(f"no server is called {', '.join(unknown)}; there are {', '.join(there)}")

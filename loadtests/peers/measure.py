@@ -15,7 +15,7 @@ from loadtests.peers.base import Peer
 from loadtests.peers.results import IN_PROCESS, Crash, Key, Refusal, Results, Sample
 from loadtests.peers.serving import Example, Place, Served, example, serving
 from loadtests.peers.workloads import Workload
-from loadtests.perf_analyzer import BenchmarkError
+from loadtests.perf_analyzer import BenchmarkError, Stuck
 
 CEILING = "ONNX Runtime"
 CONNECTIONS = (1, 16, 64)
@@ -24,7 +24,7 @@ SETTLE_SECONDS = 10.0
 IDLE_SECONDS = 0.25
 IDLE_SHARE = 0.25
 CRASH_SECONDS = 0.5
-TRIES = 3
+TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Plan:
     warm_up: float = 2.0
     place: Place = field(default_factory=Place)
     client_cores: frozenset[int] | None = None
+
+    @property
+    def cores(self) -> frozenset[int]:
+        """All that servers and clients may use."""
+        ours = frozenset(os.sched_getaffinity(0))
+        return (self.place.pinned or ours) | (self.client_cores or ours)
 
     def protocols_of(self, peer: Peer, work: Workload) -> list[str]:
         return [each for each in self.protocols or work.protocols if each in peer.protocols]
@@ -98,14 +104,22 @@ class Job:
 class Runner:
     """One run of a plan. What fails once is refused and not tried again.
 
-    `advance` is called for each measurement that is done or given up, with the server's name.
+    `advance` is called for each measurement that is done or given up, with the server's name, and
+    `keep` after each round.
     """
 
-    def __init__(self, plan: Plan, tools: Tools, advance: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        tools: Tools,
+        advance: Callable[[str], None],
+        keep: Callable[[], None] = lambda: None,
+    ) -> None:
         self.results = Results({}, [], [])
         self._plan = plan
         self._tools = tools
         self._advance = advance
+        self._keep = keep
 
     def run(self, folder: Path) -> None:
         """All rounds of all workloads; their files go into `folder`."""
@@ -116,6 +130,7 @@ class Runner:
                 self._ceiling(job)
                 for peer in self._plan.peers:
                     self._peer(job, peer)
+                self._keep()
 
     def _ceiling(self, job: Job) -> None:
         """The engine with no server around it, so many rows a call."""
@@ -130,14 +145,14 @@ class Runner:
 
     def _direct(self, job: Job, rows: int) -> Sample:
         place = self._plan.place
-        meter = Meter()
+        meter = Meter(self._plan.cores)
         with processes.pinned(place.pinned):
             seconds = self._plan.seconds * job.work.stretch
             point = direct.measure(job.path, rows, seconds, place.cores)
         return Sample(point.rate, point.p50, point.p99, None, None, meter.others(0))
 
     def _peer(self, job: Job, peer: Peer) -> None:
-        """One round of a server; it is started again where it ends after measurements."""
+        """One round of a server; it is started again where a measurement ends it."""
         keys = self._keys(job, peer)
         steps, fruitless = [key for key in keys if not self.results.refused(key)], 0
         while steps:
@@ -147,12 +162,14 @@ class Runner:
                     up = True
                     self._measure(job, served, steps)
             except BenchmarkError as error:
-                fruitless = fruitless + 1 if len(steps) == left else 0
-                again = up and isinstance(error, processes.ServerEnded) and fruitless < TRIES
-                if not again:
+                if not up:
                     self._refuse(Refusal(job.work.name, peer.name, None, str(error)))
                     break
                 self.results.crashes.append(Crash(job.work.name, peer.name, str(error)))
+                fruitless = fruitless + 1 if len(steps) == left else 0
+                if steps and fruitless >= TRIES:
+                    self._give_up(steps.pop(0), str(error))
+                    fruitless = 0
         for _ in keys:
             self._advance(peer.name)
 
@@ -164,7 +181,7 @@ class Runner:
         ]
 
     def _measure(self, job: Job, served: Served, steps: list[Key]) -> None:
-        """Take the steps away as they are done. Raises ServerEnded."""
+        """Take the steps away as they are done. Raises ServerEnded, Stuck."""
         warm = ""
         while steps:
             key = steps[0]
@@ -177,11 +194,12 @@ class Runner:
                     sample = self._sample(job, served, key)
                 self.results.samples.setdefault(key, []).append(sample)
                 del steps[0]
+            except Stuck:
+                raise
             except BenchmarkError as error:
                 time.sleep(CRASH_SECONDS)
                 served.processes.check()
-                self._refuse(Refusal(key.workload, key.server, key.protocol, str(error)))
-                steps[:] = [step for step in steps if step.protocol != key.protocol]
+                self._give_up(steps.pop(0), str(error))
         time.sleep(CRASH_SECONDS)
         served.processes.check()
 
@@ -192,7 +210,7 @@ class Runner:
 
     def _sample(self, job: Job, served: Served, key: Key) -> Sample:
         settle(served)
-        meter = Meter()
+        meter = Meter(self._plan.cores)
         before = served.processes.cpu_seconds()
         seconds = self._plan.seconds * job.work.stretch
         load = self._load(job, served, key, key.at_once, seconds)
@@ -201,6 +219,9 @@ class Runner:
         cpu = used / load.requests * 1000 if load.requests else None
         point, memory = load.point, served.processes.memory()
         return Sample(point.rate, point.p50, point.p99, cpu, memory, others)
+
+    def _give_up(self, key: Key, why: str) -> None:
+        self._refuse(Refusal(key.workload, key.server, key.protocol, why, key.at_once))
 
     def _refuse(self, refusal: Refusal) -> None:
         self.results.refusals.append(refusal)
@@ -219,18 +240,20 @@ def settle(served: Served) -> None:
 
 
 class Meter:
-    """What the machine's other programs took since it was made."""
+    """What other programs took of these cores since it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: frozenset[int] = processes.ALL_CORES) -> None:
+        self._cores = cores
         self._begun = time.monotonic()
-        self._busy = processes.busy_seconds()
+        self._busy = processes.busy_seconds(cores)
         self._ours = _ours()
 
     def others(self, server: float) -> float:
         """0 to 1, given the CPU seconds that the server had; the client's are known."""
         elapsed = time.monotonic() - self._begun
-        rest = processes.busy_seconds() - self._busy - (_ours() - self._ours) - server
-        return max(0.0, rest / elapsed / (os.cpu_count() or 1))
+        used = processes.busy_seconds(self._cores) - self._busy
+        rest = used - (_ours() - self._ours) - server
+        return max(0.0, rest / elapsed / len(self._cores))
 
 
 def _ours() -> float:

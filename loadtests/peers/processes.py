@@ -138,19 +138,22 @@ def descendants() -> set[Process]:
     return found
 
 
-def busy_seconds() -> float:
-    """CPU seconds that all programs of this machine have had."""
-    first = (PROC / "stat").read_text().partition("\n")[0]
-    user, nice, system = map(int, first.split()[1:4])
-    return (user + nice + system) / TICK
+ALL_CORES = frozenset(range(os.cpu_count() or 1))
 
 
-def share_of_others(seconds: float) -> float:
-    """The part of the machine that is in use now, 0 to 1, measured for some `seconds`."""
-    used, begun = busy_seconds(), time.monotonic()
+def busy_seconds(cores: frozenset[int] = ALL_CORES) -> float:
+    """CPU seconds that all programs have had on these cores."""
+    wanted = {f"cpu{core}" for core in cores}
+    lines = (line.split() for line in (PROC / "stat").read_text().splitlines())
+    return sum(sum(map(int, line[1:4])) for line in lines if line[0] in wanted) / TICK
+
+
+def share_of_others(seconds: float, cores: frozenset[int] = ALL_CORES) -> float:
+    """The part of these cores that is in use now, 0 to 1, measured for some `seconds`."""
+    used, begun = busy_seconds(cores), time.monotonic()
     time.sleep(seconds)
     elapsed = time.monotonic() - begun
-    return (busy_seconds() - used) / elapsed / (os.cpu_count() or 1)
+    return (busy_seconds(cores) - used) / elapsed / len(cores)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -58,15 +58,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What gets no row, and why. None stands for all."""
+    """What gets no row, and why. None, and 0 at once, stand for all."""
 
     workload: str | None
     server: str | None
     protocol: str | None
     why: str
+    at_once: int = 0
 
     def __str__(self) -> str:
         parts = [part for part in (self.server, self.workload, self.protocol) if part]
+        parts += [f"{self.at_once} at once"] if self.at_once else []
         return f"{', '.join(parts) or 'nothing measured'}: {self.why}"
 
     def covers(self, key: Key) -> bool:
@@ -74,6 +76,7 @@ class Refusal:
             (self.workload, key.workload),
             (self.server, key.server),
             (self.protocol, key.protocol),
+            (self.at_once or None, key.at_once),
         )
         return all(ours is None or ours == its for ours, its in pairs)
 
@@ -145,6 +148,12 @@ class Results:
             "after it was measured."
             for (server, why), count in counts.items()
         )
+
+    def remarks(self, workload: str) -> str:
+        """What a reader of its table must know: servers started again, rows that are missing."""
+        missing = [each for each in self.refusals if each.workload in (None, workload)]
+        refused = [f"No row for {str(each).splitlines()[0]}." for each in missing]
+        return " ".join(filter(None, [self.crashed(workload), *dict.fromkeys(refused)]))
 
     def refused(self, key: Key) -> bool:
         return any(refusal.covers(key) for refusal in self.refusals)
@@ -220,6 +229,19 @@ def as_json(results: Results, base: str, about: dict[str, Any]) -> dict[str, Any
         "refused": [asdict(refusal) for refusal in results.refusals],
         "crashes": [asdict(crash) for crash in results.crashes],
     }
+
+
+def from_json(parts: Iterable[dict[str, Any]]) -> Results:
+    """What `as_json` gave, of several runs, as one. Raises KeyError, TypeError."""
+    whole = Results({}, [], [])
+    for part in parts:
+        for row in part["rows"]:
+            key = Key(row["workload"], row["server"], row["protocol"], row["at_once"])
+            samples = [Sample(**sample) for sample in row["samples"]]
+            whole.samples.setdefault(key, []).extend(samples)
+        whole.refusals += [Refusal(**each) for each in part["refused"]]
+        whole.crashes += [Crash(**each) for each in part["crashes"]]
+    return whole
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -169,8 +169,10 @@ def test_a_server_that_does_not_start_has_no_row_and_is_not_tried_again(tmp_path
 def test_a_server_whose_requests_fail_has_no_row(tmp_path):
     found = compared(tmp_path, "fails", "right", connections=(1, 2))
     assert servers(found) == ["ONNX Runtime", "ONNX Runtime", "right", "right"]
-    (refusal,) = found.refusals
-    assert str(refusal) == "fails, mlp, JSON: 1 requests failed with 500"
+    assert [str(refusal) for refusal in found.refusals] == [
+        "fails, mlp, JSON, 1 at once: 1 requests failed with 500",
+        "fails, mlp, JSON, 2 at once: 1 requests failed with 500",
+    ]
 
 
 def test_a_server_that_crashes_after_a_load_is_started_again_and_told_of(tmp_path):
@@ -187,8 +189,8 @@ def test_a_server_that_crashes_after_a_load_is_started_again_and_told_of(tmp_pat
 def test_a_server_that_crashes_each_time_is_given_up(tmp_path):
     found = compared(tmp_path, "always")
     assert servers(found) == ["ONNX Runtime"]
-    assert "always, mlp: it ended with 7" in str(found.refusals[0])
-    assert starts(tmp_path) == ["always"] * 3
+    assert "always, mlp, JSON, 1 at once: it ended with 7" in str(found.refusals[0])
+    assert starts(tmp_path) == ["always"] * 2
     assert len(found.crashes) == 2
 
 
@@ -409,8 +411,13 @@ def test_a_refusal_takes_the_rows_it_covers_and_no_other():
     found = collected(OURS, THEIRS, row("Triton", sample(1), protocol="HTTP"))
     found.refusals.append(Refusal("mlp", "Triton", "JSON", "a request failed"))
     assert [each.key.protocol for each in found.rows("mlp")] == ["JSON", "HTTP"]
-    found.refusals.append(Refusal("mlp", "Triton", None, "it is gone"))
+    found.refusals.append(Refusal("mlp", "Triton", "HTTP", "it is stuck", 64))
+    assert len(found.rows("mlp")) == 2
+    found.refusals.append(Refusal("mlp", "Triton", "HTTP", "it is stuck", 16))
     assert [each.key.server for each in found.rows("mlp")] == ["ds-serve"]
+    found.refusals.append(Refusal("mlp", "ds-serve", None, "it is gone"))
+    assert found.rows("mlp") == []
+    assert "No row for Triton, mlp, HTTP, 64 at once: it is stuck." in found.remarks("mlp")
 
 
 def test_a_table_measured_on_a_noisy_machine_is_refused():
@@ -433,6 +440,21 @@ def test_the_page_and_the_json_say_the_same():
     assert [each["ratio"] for each in given["rows"]] == [1, 0.5]
     assert given["rows"][0]["samples"][1]["rate"] == 1000
     assert given["refused"][0]["why"] == "it is not installed"
+
+
+def test_what_several_runs_measured_is_one_table(tmp_path, capsys):
+    about = {"text": "On a machine.", "where": ""}
+    for name, rows in (("one", [OURS, THEIRS]), ("two", [OURS])):
+        part = results.as_json(collected(*rows), "ds-serve", about)
+        (tmp_path / name).write_text(json.dumps(part))
+    page = tmp_path / "page.md"
+    files = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert main(["join", *files, "--markdown", str(page)]) == 0
+    assert "| Triton | JSON | 16 | 4,000 | 4,000 to 4,000 |" in page.read_text()
+    joined = results.from_json(json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    assert len(joined.samples[OURS.key]) == 2 * len(OURS.samples)
+    assert main(["join", str(page)]) == 1
+    assert "not what --json wrote" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", ["JSON", "bytes"])
