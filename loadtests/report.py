@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,8 +87,12 @@ def machine(tools: dict[str, str], cores: frozenset[int] | None = None) -> str:
 
 
 def _plain() -> str:
-    """A Python built without profile-guided optimization is up to a half slower."""
-    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    """A Python built without profile-guided optimization is up to a half slower.
+
+    Distributions build theirs with it, and do not say so.
+    """
+    options = shlex.split(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    optimized = not {"--enable-optimizations", "--prefix=/usr"}.isdisjoint(options)
     return "" if optimized else " (built without optimizations, which makes it slower)"
 
 
