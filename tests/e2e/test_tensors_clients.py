@@ -250,8 +250,10 @@ async def test_unknown_models_are_unknown_to_every_call(client: Client) -> None:
             await client.call(name, "nobody")
 
 
-@pytest.mark.parametrize("name", ["get_model_repository_index", "load_model"])
-async def test_what_is_not_offered_says_so(client: Client, name: str) -> None:
-    with pytest.raises(InferenceServerException) as refused:
-        await client.call(name, *(["mlp"] if name == "load_model" else []))
-    assert str(refused.value.status()) in ("404", "405", "501", "StatusCode.UNIMPLEMENTED")
+async def test_cuda_memory_is_said_to_be_unavailable(client: Client) -> None:
+    status = await client.call("get_cuda_shared_memory_status")
+    assert not (status.get("regions") if isinstance(status, dict) else status)
+    with pytest.raises(InferenceServerException, match="unavailable") as refused:
+        await client.call("register_cuda_shared_memory", "r", b"AA==", 0, 4)
+    assert str(refused.value.status()) in ("501", "StatusCode.UNIMPLEMENTED")
+    await client.call("unregister_cuda_shared_memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -9,14 +10,52 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from ds_engines import config_pbtxt
+from ds_engines.errors import Unsupported
 from ds_engines.spec import ModelSpec
 from ds_proto import grpc_service_pb2 as pb
-from ds_serve.transport.messages import Duration, Statistics
+from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.transport.messages import Duration, ModelState, Statistics
 
 SERVER = "ds-serve"
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "system_shared_memory")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "statistics",
+    "system_shared_memory",
+    "trace",
+)
 """Names from the published extension list, for what this server offers."""
+
+CONFIG = "config"
+"""The parameter of a load that holds a model's configuration as JSON."""
+
+FILE = "file:"
+"""What precedes a path in the name of a load's parameter that holds a file."""
+
+
+def check_repository(name: str) -> None:
+    """Raises Unsupported where a request names a repository: all are one to this server."""
+    if name:
+        raise Unsupported(f"repository {name!r}: a repository cannot be named, leave it out")
+
+
+def versions(states: Iterable[ModelState], spec: ModelSpec) -> list[str]:
+    """The versions of the spec's model that answer."""
+    specs = [state.spec for state in states if state.name == spec.name and state.state == READY]
+    return [each.version for each in specs if each is not None] or [spec.version]
+
+
+def asked_for(gateway: Gateway, name: str, version: str) -> list[ModelSpec]:
+    """The model named, or all that are ready. Raises NotFound, Unavailable."""
+    if name:
+        return [gateway.spec(name, version)]
+    specs = [state.spec for state in gateway.states() if state.state == READY]
+    return [spec for spec in specs if spec is not None]
 
 
 def config_json(spec: ModelSpec) -> dict[str, Any]:

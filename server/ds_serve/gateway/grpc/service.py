@@ -10,102 +10,25 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from functools import partial
 
-from ds_engines import config_pbtxt
-from ds_engines.errors import EngineFailure, NotFound, ServeError
-from ds_engines.spec import TensorSpec
+from ds_engines.errors import EngineFailure, ServeError
 from ds_proto import grpc_service_pb2 as pb
-from ds_serve import __version__
-from ds_serve.gateway import describe
 from ds_serve.gateway.budget import Budget
-from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import codec
+from ds_serve.gateway.grpc.management import Management
 from ds_serve.gateway.grpc.stream import Done, Stream
-from ds_serve.gateway.regions import Region
 from ds_serve.gateway.requests import Abandon, InferReply, resolve
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
 
 
-class InferenceService:
+class InferenceService(Management):
     """GRPCInferenceService. `timeout` arguments are seconds left of the caller's deadline."""
 
     def __init__(self, gateway: Gateway, budget: Budget) -> None:
-        self._gateway = gateway
+        super().__init__(gateway)
         self._budget = budget
-
-    async def ServerLive(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:  # noqa: N802
-        return pb.ServerLiveResponse(live=True)
-
-    async def ServerReady(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:  # noqa: N802
-        return pb.ServerReadyResponse(ready=self._gateway.ready)
-
-    async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
-        try:
-            state = self._gateway.state(request.name, request.version)
-        except NotFound:
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=state.state == READY)
-
-    async def ServerMetadata(  # noqa: N802
-        self, request: pb.ServerMetadataRequest
-    ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(
-            name=describe.SERVER, version=__version__, extensions=describe.EXTENSIONS
-        )
-
-    async def ModelMetadata(  # noqa: N802
-        self, request: pb.ModelMetadataRequest
-    ) -> pb.ModelMetadataResponse:
-        spec = self._gateway.spec(request.name, request.version)
-        return pb.ModelMetadataResponse(
-            name=spec.name,
-            versions=[spec.version],
-            platform=spec.platform,
-            inputs=[_tensor(tensor) for tensor in spec.inputs],
-            outputs=[_tensor(tensor) for tensor in spec.outputs],
-        )
-
-    async def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:  # noqa: N802
-        spec = self._gateway.spec(request.name, request.version)
-        return pb.ModelConfigResponse(config=config_pbtxt.describe(spec))
-
-    async def ModelStatistics(  # noqa: N802
-        self, request: pb.ModelStatisticsRequest
-    ) -> pb.ModelStatisticsResponse:
-        """Of the model named, or of every model that is ready."""
-        names = [request.name] if request.name else [s.name for s in self._gateway.states()
-                                                     if s.state == READY]  # fmt: skip
-        response = pb.ModelStatisticsResponse()
-        for name in names:
-            spec = self._gateway.spec(name, request.version)
-            counted = await self._gateway.statistics(name, request.version)
-            response.model_stats.append(describe.statistics(spec, counted))
-        return response
-
-    async def SystemSharedMemoryStatus(  # noqa: N802
-        self, request: pb.SystemSharedMemoryStatusRequest
-    ) -> pb.SystemSharedMemoryStatusResponse:
-        response = pb.SystemSharedMemoryStatusResponse()
-        for name, region in self._gateway.regions.status(request.name).items():
-            response.regions[name].name = name
-            response.regions[name].key = region.key
-            response.regions[name].offset = region.offset
-            response.regions[name].byte_size = region.byte_size
-        return response
-
-    async def SystemSharedMemoryRegister(  # noqa: N802
-        self, request: pb.SystemSharedMemoryRegisterRequest
-    ) -> pb.SystemSharedMemoryRegisterResponse:
-        region = Region(request.name, request.key, request.offset, request.byte_size)
-        self._gateway.regions.register(region)
-        return pb.SystemSharedMemoryRegisterResponse()
-
-    async def SystemSharedMemoryUnregister(  # noqa: N802
-        self, request: pb.SystemSharedMemoryUnregisterRequest
-    ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._gateway.regions.unregister(request.name)
-        return pb.SystemSharedMemoryUnregisterResponse()
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, timeout: float | None = None
@@ -267,9 +190,3 @@ async def _read(
         await stream.finished()
     finally:
         answers.put_nowait(None)
-
-
-def _tensor(tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(
-        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-    )

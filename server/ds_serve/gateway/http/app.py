@@ -20,7 +20,7 @@ class Application:
         self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
         self.infer = InferRoute(gateway, budget, self._ids, self._in_flight)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
-        self._rest = rest.build(gateway)
+        self._rest = rest.build(gateway, budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":

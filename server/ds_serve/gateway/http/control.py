@@ -1,0 +1,234 @@
+"""KServe's routes that change something: shared memory, the repository, traces and logs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from fastapi import FastAPI, Request, Response
+
+from ds_engines.errors import InvalidRequest
+from ds_serve.gateway import cuda_memory, describe
+from ds_serve.gateway.budget import Budget
+from ds_serve.gateway.control import LogValues, TraceValues
+from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.http.answer import read_body
+from ds_serve.gateway.http.kserve import model_route
+from ds_serve.gateway.regions import Region
+
+T = TypeVar("T")
+
+Json = dict[str, Any]
+
+
+def add(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
+    _system_memory(app, gateway, budget)
+    _cuda_memory(app)
+    _repository(app, gateway, budget)
+    _trace(app, gateway, budget)
+    _logging(app, gateway, budget)
+
+
+class _Registration(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+class _Index(msgspec.Struct):
+    ready: bool = False
+
+
+class _Load(msgspec.Struct):
+    """What a model is loaded with in place of its own: `config`, and `file:<path>` in base64."""
+
+    parameters: dict[str, str] = {}
+
+
+class _UnloadParameters(msgspec.Struct, frozen=True):
+    unload_dependents: bool = False
+
+
+class _Unload(msgspec.Struct):
+    parameters: _UnloadParameters = _UnloadParameters()
+
+
+async def _read(request: Request, budget: Budget, kind: type[T]) -> T:
+    """The body, read as JSON of that kind; an empty one is {}. Raises InvalidRequest."""
+    body = await read_body(dict(request.scope["headers"]), request.receive, budget)
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body of {request.url.path}: {error}") from None
+    finally:
+        budget.give(len(body))
+
+
+def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
+    path = "/v2/systemsharedmemory"
+
+    def said(name: str) -> list[Json]:
+        return [msgspec.to_builtins(region) for region in gateway.regions.status(name).values()]
+
+    @app.get(f"{path}/status", tags=["kserve"])
+    async def regions() -> list[Json]:
+        """The registered regions of shared memory."""
+        return said("")
+
+    @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
+    async def region(name: str) -> list[Json]:
+        return said(name)
+
+    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"])
+    async def register(name: str, request: Request) -> Response:
+        """Make a region known; the body holds key, offset and byte_size."""
+        given = await _read(request, budget, _Registration)
+        gateway.regions.register(Region(name, given.key, given.offset, given.byte_size))
+        return Response()
+
+    @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
+    async def unregister(name: str) -> Response:
+        gateway.regions.unregister(name)
+        return Response()
+
+    @app.post(f"{path}/unregister", tags=["kserve"])
+    async def unregister_all() -> Response:
+        gateway.regions.unregister("")
+        return Response()
+
+
+def _cuda_memory(app: FastAPI) -> None:
+    path = "/v2/cudasharedmemory"
+
+    @app.get(f"{path}/status", tags=["kserve"])
+    async def regions() -> list[Json]:
+        """There are none."""
+        return []
+
+    @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
+    async def region(name: str) -> list[Json]:
+        cuda_memory.check_status(name)
+        return []
+
+    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"])
+    async def register(name: str) -> Response:
+        """Refused: there is no GPU whose memory could be shared."""
+        raise cuda_memory.unavailable(name)
+
+    @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
+    @app.post(f"{path}/unregister", tags=["kserve"])
+    async def unregister(name: str = "") -> Response:
+        return Response()
+
+
+def _repository(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
+    path = "/v2/repository"
+
+    @app.post(f"{path}/index", tags=["kserve"])
+    @app.post(f"{path}/{{repository}}/index", tags=["kserve"])
+    async def index(request: Request, repository: str = "") -> list[Json]:
+        """All models and their states; with {"ready": true} those that answer."""
+        given = await _read(request, budget, _Index)
+        describe.check_repository(repository)
+        found = await gateway.control.index(given.ready)
+        return [
+            {"name": each.name, "version": each.version, "state": each.state, "reason": each.reason}
+            for each in found
+        ]
+
+    @app.post(f"{path}/models/{{model}}/load", tags=["kserve"])
+    @app.post(f"{path}/{{repository}}/models/{{model}}/load", tags=["kserve"])
+    async def load(model: str, request: Request, repository: str = "") -> Response:
+        """Load a model, or load it anew; answered when it is ready."""
+        given = await _read(request, budget, _Load)
+        describe.check_repository(repository)
+        config, files = _overrides(given.parameters)
+        await gateway.control.load(model, config, files)
+        return Response()
+
+    @app.post(f"{path}/models/{{model}}/unload", tags=["kserve"])
+    @app.post(f"{path}/{{repository}}/models/{{model}}/unload", tags=["kserve"])
+    async def unload(model: str, request: Request, repository: str = "") -> Response:
+        """Stop serving a model."""
+        given = await _read(request, budget, _Unload)
+        describe.check_repository(repository)
+        await gateway.control.unload(model, given.parameters.unload_dependents)
+        return Response()
+
+
+def _overrides(parameters: dict[str, str]) -> tuple[str | None, dict[str, bytes]]:
+    """The configuration and the files that a model is loaded with, in place of its own."""
+    config, files = None, {}
+    for name, text in parameters.items():
+        if name == describe.CONFIG:
+            config = text
+        elif name.startswith(describe.FILE):
+            files[name.removeprefix(describe.FILE)] = _file(name, text)
+        else:
+            raise InvalidRequest(
+                f"a load has no parameter {name!r}; there are 'config' and 'file:<path>'"
+            )
+    return config, files
+
+
+def _file(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"parameter {name!r} is not base64: {error}") from None
+
+
+def _trace(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
+    async def tell(model: str = "", version: str = "") -> Json:
+        """The trace settings."""
+        return _traced(await gateway.control.trace(_known(model, version)))
+
+    async def change(request: Request, model: str = "", version: str = "") -> Json:
+        """Change some trace settings; null brings back the default."""
+        given = await _read(request, budget, Json)
+        changes = {name: _texts(name, value) for name, value in given.items()}
+        return _traced(await gateway.control.trace(_known(model, version), changes))
+
+    def _known(model: str, version: str) -> str:
+        if model:
+            gateway.state(model, version)
+        return model
+
+    app.get("/v2/trace/setting", tags=["kserve"])(tell)
+    app.post("/v2/trace/setting", tags=["kserve"])(change)
+    model_route(app, "GET", "/trace/setting", tell)
+    model_route(app, "POST", "/trace/setting", change)
+
+
+def _texts(name: str, value: Any) -> list[str] | None:
+    """A setting's value as gRPC has it."""
+    values = value if isinstance(value, list) else [value]
+    if value is None:
+        return None
+    if not all(isinstance(each, str) or type(each) is int for each in values):
+        raise InvalidRequest(f"trace setting {name!r} is {value!r}; it must be a text or texts")
+    return [str(each) for each in values]
+
+
+def _traced(values: TraceValues) -> Json:
+    """Only the level may have several values, and is a list."""
+    return {
+        name: value if name == "trace_level" else ",".join(value) for name, value in values.items()
+    }
+
+
+def _logging(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
+    @app.get("/v2/logging", tags=["kserve"])
+    async def tell() -> LogValues:
+        """The log settings."""
+        return await gateway.control.log()
+
+    @app.post("/v2/logging", tags=["kserve"])
+    async def change(request: Request) -> Response:
+        """Change some log settings; null brings back the default."""
+        changes = await _read(request, budget, dict[str, bool | int | str | None])
+        settings = await gateway.control.log(changes)
+        return Response(orjson.dumps(settings), media_type="application/json")

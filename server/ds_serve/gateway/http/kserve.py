@@ -1,0 +1,87 @@
+"""KServe's routes that say what there is: the server, its models, what they have done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Response
+
+from ds_engines.spec import TensorSpec
+from ds_serve import __version__
+from ds_serve.gateway import describe
+from ds_serve.gateway.gateway import READY, Gateway
+
+
+def add(app: FastAPI, gateway: Gateway) -> None:
+    _server(app, gateway)
+    _models(app, gateway)
+
+
+def model_route(
+    app: FastAPI, method: str, path: str, answer: Callable[..., Awaitable[Any]]
+) -> None:
+    """The route of a model, and the same with a version; `answer` takes `model` and `version`."""
+    for whole in (
+        f"/v2/models/{{model}}{path}",
+        f"/v2/models/{{model}}/versions/{{version}}{path}",
+    ):
+        app.api_route(whole, methods=[method], tags=["kserve"])(answer)
+
+
+def _server(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v2", tags=["kserve"])
+    async def server() -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        return {
+            "name": describe.SERVER,
+            "version": __version__,
+            "extensions": list(describe.EXTENSIONS),
+        }
+
+    @app.get("/v2/health/live", tags=["kserve"])
+    async def live() -> Response:
+        return Response()
+
+    @app.get("/v2/health/ready", tags=["kserve"])
+    async def ready() -> Response:
+        return Response(status_code=200 if gateway.ready else 503)
+
+
+def _models(app: FastAPI, gateway: Gateway) -> None:
+    async def ready(model: str, version: str = "") -> Response:
+        state = gateway.state(model, version)
+        return Response(status_code=200 if state.state == READY else 503)
+
+    async def metadata(model: str, version: str = "") -> dict[str, Any]:
+        spec = gateway.spec(model, version)
+        return {
+            "name": spec.name,
+            "versions": describe.versions(gateway.states(), spec),
+            "platform": spec.platform,
+            "inputs": [_tensor(tensor) for tensor in spec.inputs],
+            "outputs": [_tensor(tensor) for tensor in spec.outputs],
+        }
+
+    async def config(model: str, version: str = "") -> dict[str, Any]:
+        return describe.config_json(gateway.spec(model, version))
+
+    async def statistics(model: str = "", version: str = "") -> dict[str, Any]:
+        found = []
+        for spec in describe.asked_for(gateway, model, version):
+            counted = await gateway.statistics(spec.name, spec.version)
+            found.append(describe.statistics_json(spec, counted))
+        return {"model_stats": found}
+
+    async def all_statistics() -> dict[str, Any]:
+        return await statistics()
+
+    app.get("/v2/models/stats", tags=["kserve"])(all_statistics)
+    model_route(app, "GET", "/ready", ready)
+    model_route(app, "GET", "/config", config)
+    model_route(app, "GET", "/stats", statistics)
+    model_route(app, "GET", "", metadata)
+
+
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
