@@ -16,8 +16,16 @@ from hypothesis import strategies as st
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest, Unsupported
 from ds_proto import grpc_service_pb2 as pb
-from ds_serve.gateway.grpc.codec import CONTENTS, LARGE, decode, encode, read
+from ds_serve.gateway.grpc.codec import (
+    CONTENTS,
+    LARGE,
+    decode,
+    encode,
+    read,
+    wants_empty_final,
+)
 from ds_serve.gateway.requests import InferReply
+from ds_serve.transport.messages import Schedule
 
 MOST = 60.0
 
@@ -253,3 +261,32 @@ def test_contents_of_both_kinds_are_refused() -> None:
     message.raw_input_contents.append(b"\x01")
     with pytest.raises(InvalidRequest, match="1 inputs and 2 raw_input_contents"):
         decode(message, MOST)
+
+
+def test_what_a_request_says_about_when_it_runs_is_kept() -> None:
+    message = pb.ModelInferRequest(model_name="any")
+    message.parameters["sequence_id"].string_param = "left"
+    message.parameters["sequence_end"].bool_param = True
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["mood"].double_param = 0.5
+    request, _ = decode(message, MOST)
+    assert request.schedule == Schedule(2, 0, "left", end=True)
+    assert request.parameters["mood"] == 0.5
+
+
+def test_reserved_parameters_are_refused_but_the_known_one() -> None:
+    message = pb.ModelInferRequest(model_name="any")
+    assert not wants_empty_final(message)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    decode(message, MOST)
+    assert wants_empty_final(message)
+    message.parameters["triton_mood"].bool_param = True
+    with pytest.raises(InvalidRequest, match=r"'triton_mood'.*reserved"):
+        decode(message, MOST)
+
+
+def test_classes_are_wanted_of_the_outputs_that_say_so() -> None:
+    message = pb.ModelInferRequest(model_name="any")
+    message.outputs.add(name="y").parameters["classification"].int64_param = 3
+    message.outputs.add(name="z")
+    assert decode(message, MOST)[1].classes == {"y": 3}

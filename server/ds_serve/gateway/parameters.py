@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ds_engines.errors import InvalidRequest, Unsupported
+from ds_engines.errors import InvalidRequest
 from ds_serve.transport.messages import Schedule
 
 LARGEST = 2**64 - 1
@@ -16,21 +16,8 @@ LONGEST_ID = 128
 
 NOTHING = Schedule()
 
-UNSUPPORTED = (
-    "sequence_id",
-    "sequence_start",
-    "sequence_end",
-    "priority",
-    "classification",
-)
-"""Parameters that change what a request means, and that this server does not know yet."""
-
-
-def refuse(parameters: Mapping[str, Any], where: str) -> None:
-    """Raises Unsupported where a parameter would change the meaning, and is not known yet."""
-    for name in UNSUPPORTED:
-        if parameters.get(name):
-            raise Unsupported(f"{where} has parameter {name!r}, which is not supported")
+RESERVED = "triton_"
+"""What the names of parameters begin with that are the server's own."""
 
 
 def timeout(parameters: Mapping[str, Any], most: float) -> float:

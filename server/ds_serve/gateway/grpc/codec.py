@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -12,13 +12,23 @@ from google.protobuf.message import DecodeError
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
 from ds_proto import grpc_service_pb2 as pb
-from ds_serve.gateway import parameters
+from ds_serve.gateway import classification, parameters
 from ds_serve.gateway.regions import Place, Regions, place_of
 from ds_serve.gateway.requests import InferReply, InferRequest
 from ds_serve.transport.messages import Tensor
 
 Places = dict[str, Place]
 """Outputs by name, and where in shared memory they are wanted."""
+
+
+class Wanted(NamedTuple):
+    """How outputs are wanted: where in shared memory, and of which how many classes."""
+
+    places: Places
+    classes: dict[str, int]
+
+
+AS_THEY_ARE = Wanted({}, {})
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -39,6 +49,8 @@ CONTENTS = {
 
 RAW_CONTENTS = (7 << 3) | 2
 """What precedes each of raw_input_contents on the wire: field 7, length-delimited."""
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
 
 LARGE = 64 * 1024
 """Bytes. A shorter message is quicker parsed whole."""
@@ -99,24 +111,19 @@ def decode(
     timeout: float,
     raw: Sequence[memoryview] = (),
     regions: Regions | None = None,
-) -> tuple[InferRequest, Places]:
-    """The request in `message`, and the outputs that are wanted in shared memory.
+) -> tuple[InferRequest, Wanted]:
+    """The request in `message`, and how its outputs are wanted.
 
     `raw` are its raw contents where it has none itself, `timeout` the most seconds it may take,
     `regions` where inputs may lie that are not in it. Raises InvalidRequest.
     """
     arrived = time.monotonic()
     given: dict[str, Any] = {}
+    schedule = None
     if message.parameters:
         given = _parameters(message.parameters)
-        parameters.refuse(given, "the request")
-    places: Places = {}
-    for output in message.outputs:
-        if output.parameters:
-            where, said = f"output {output.name!r}", _parameters(output.parameters)
-            parameters.refuse(said, where)
-            if (place := place_of(said, where)) is not None:
-                places[output.name] = place
+        _check_parameters(given)
+        schedule = parameters.schedule(given)
     request = InferRequest(
         model=message.model_name,
         version=message.model_version,
@@ -126,8 +133,39 @@ def decode(
         id=message.id,
         outputs=tuple([output.name for output in message.outputs]),
         parameters=given,
+        schedule=schedule,
     )
-    return request, places
+    return request, _wanted(message)
+
+
+def _wanted(message: pb.ModelInferRequest) -> Wanted:
+    wanted = AS_THEY_ARE
+    for output in message.outputs:
+        if not output.parameters:
+            continue
+        if wanted is AS_THEY_ARE:
+            wanted = Wanted({}, {})
+        where, said = f"output {output.name!r}", _parameters(output.parameters)
+        if (place := place_of(said, where)) is not None:
+            wanted.places[output.name] = place
+        if count := classification.wanted(said, where):
+            wanted.classes[output.name] = count
+    return wanted
+
+
+def _check_parameters(given: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest where a parameter's name is reserved."""
+    for name in given:
+        if name.startswith(parameters.RESERVED) and name != EMPTY_FINAL:
+            raise InvalidRequest(
+                f"the request has parameter {name!r}: names that begin with "
+                f"{parameters.RESERVED!r} are reserved"
+            )
+
+
+def wants_empty_final(message: pb.ModelInferRequest) -> bool:
+    """Whether a last answer without outputs is to be sent."""
+    return EMPTY_FINAL in message.parameters and message.parameters[EMPTY_FINAL].bool_param
 
 
 def encode(
@@ -189,9 +227,7 @@ def _inputs(
 
 def _place(given: pb.ModelInferRequest.InferInputTensor) -> Place | None:
     """Where an input lies that is not sent."""
-    where, said = f"input {given.name!r}", _parameters(given.parameters)
-    parameters.refuse(said, where)
-    return place_of(said, where)
+    return place_of(_parameters(given.parameters), f"input {given.name!r}")
 
 
 def _from_region(

@@ -12,12 +12,14 @@ from functools import partial
 
 from ds_engines.errors import EngineFailure, ServeError
 from ds_proto import grpc_service_pb2 as pb
+from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import codec
 from ds_serve.gateway.grpc.management import Management
 from ds_serve.gateway.grpc.stream import Done, Stream
 from ds_serve.gateway.requests import Abandon, InferReply, resolve
+from ds_serve.gateway.requests import Done as InferDone
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
@@ -82,10 +84,13 @@ class InferenceService(Management):
         self._budget.take(size)
         try:
             seconds, regions = self._seconds(request.model_name, timeout), self._gateway.regions
-            typed, places = codec.decode(request, seconds, regions=regions)
+            typed, wanted = codec.decode(request, seconds, regions=regions)
             typed.trace = trace
+            empty_too = codec.wants_empty_final(request)
             async for reply in self._gateway.submit(typed):
-                message = codec.encode(reply, places, regions)
+                if reply.final and not reply.outputs and not empty_too:
+                    continue
+                message = codec.encode(self._ranked(reply, wanted), wanted.places, regions)
                 message.parameters["triton_final_response"].bool_param = reply.final
                 if trace is not None:
                     trace.mark("GRPC_SEND_START")
@@ -94,6 +99,12 @@ class InferenceService(Management):
             self._budget.give(size)
         if trace is not None:
             self._keep(trace)
+
+    def _ranked(self, reply: InferReply, wanted: codec.Wanted) -> InferReply:
+        if not wanted.classes:
+            return reply
+        spec = self._gateway.spec(reply.model, reply.version)
+        return classification.ranked(spec, wanted.classes, reply)
 
     def _trace(self) -> Trace | None:
         """Of the request that has just been read, where its turn has come."""
@@ -135,9 +146,14 @@ class _Call:
         try:
             seconds = service._seconds(request.model_name, timeout)
             regions = service._gateway.regions
-            typed, self._places = codec.decode(request, seconds, raw, regions)
+            typed, wanted = codec.decode(request, seconds, raw, regions)
             typed.trace = self._trace
-            self._abandon = service._gateway.begin(typed, self._answer)
+            self._places = wanted.places
+            answer: InferDone = self._answer
+            if wanted.classes:
+                spec = service._gateway.spec(request.model_name, request.model_version)
+                answer = classification.done(spec, wanted.classes, answer)
+            self._abandon = service._gateway.begin(typed, answer)
         except BaseException:
             self._end()
             raise

@@ -10,6 +10,7 @@ from functools import partial
 
 from ds_engines.errors import Cancelled, EngineFailure, ServeError
 from ds_serve import metrics
+from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import errors, kserve_codec
@@ -23,7 +24,7 @@ from ds_serve.gateway.http.answer import (
 )
 from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
-from ds_serve.gateway.requests import Abandon, InferReply, resolve
+from ds_serve.gateway.requests import Abandon, Done, InferReply, resolve
 from ds_serve.transport.arena import Block
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,11 @@ class Call:
             )
             request.trace = self._trace
             request.block = self._block
-            self._abandon = gateway.begin(request, self._answer)
+            answer: Done = self._answer
+            if self._wanted.classes:
+                spec = gateway.spec(self.model, self.version)
+                answer = classification.done(spec, self._wanted.classes, answer)
+            self._abandon = gateway.begin(request, answer)
             self._block = None
         except Exception as error:
             done(self.refuse(error))

@@ -11,7 +11,7 @@ import msgspec
 
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest
-from ds_serve.gateway import parameters
+from ds_serve.gateway import classification, parameters
 from ds_serve.gateway.http.answer import JSON, Answer, Headers
 from ds_serve.gateway.regions import Place, Regions, place_of
 from ds_serve.gateway.requests import InferReply, InferRequest
@@ -58,11 +58,14 @@ class ReplyJson(msgspec.Struct, omit_defaults=True):
 
 
 class Wanted(msgspec.Struct):
-    """Which outputs the client wants as binary data, and which in shared memory."""
+    """Which outputs the client wants as binary data, which in shared memory, and of which how many
+    classes.
+    """
 
     binary: frozenset[str] = frozenset()
     rest: bool = False
     places: dict[str, Place] = {}
+    classes: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.binary or self.rest
@@ -92,8 +95,10 @@ def decode(
     split = _header_length(headers, len(body))
     parsed = _parsed(view[:split])
     seconds = header_timeout(headers, timeout)
+    schedule = None
     if parsed.parameters:
-        parameters.refuse(parsed.parameters, "the request")
+        _check_parameters(parsed.parameters)
+        schedule = parameters.schedule(parsed.parameters)
         seconds = parameters.timeout(parsed.parameters, seconds)
     request = InferRequest(
         model=model,
@@ -104,6 +109,7 @@ def decode(
         id=parsed.id,
         outputs=tuple([output.name for output in parsed.outputs]),
         parameters=parsed.parameters,
+        schedule=schedule,
     )
     return request, _wanted(parsed)
 
@@ -152,6 +158,20 @@ def _with_nans(text: bytes) -> RequestJson | None:
         return None
 
 
+def _check_parameters(given: Parameters) -> None:
+    """Raises InvalidRequest where a parameter's name is reserved, or its value is none."""
+    for name, value in given.items():
+        if name.startswith(parameters.RESERVED):
+            raise InvalidRequest(
+                f"the request has parameter {name!r}: names that begin with "
+                f"{parameters.RESERVED!r} are reserved"
+            )
+        if not isinstance(value, str | int | float):
+            raise InvalidRequest(
+                f"parameter {name!r} is {value!r:.100}; it must be a text, a number, true or false"
+            )
+
+
 def _header_length(headers: dict[bytes, bytes], size: int) -> int:
     value = headers.get(HEADER_LENGTH)
     if value is None:
@@ -171,7 +191,6 @@ def _inputs(inputs: list[InputJson], binary: memoryview, regions: Regions | None
         if not given.parameters:
             tensors.append(_from_json(given))
             continue
-        parameters.refuse(given.parameters, f"input {given.name!r}")
         size = given.parameters.get("binary_data_size")
         if "shared_memory_region" in given.parameters:
             tensors.append(_from_region(given, regions))
@@ -227,15 +246,18 @@ def _wanted(parsed: RequestJson) -> Wanted:
     if not parsed.outputs:
         return ALL_BINARY if rest else ALL_JSON
     named = {output.name: output.parameters.get("binary_data", rest) for output in parsed.outputs}
+    places: dict[str, Place] = {}
+    classes: dict[str, int] = {}
     for output in parsed.outputs:
-        parameters.refuse(output.parameters, f"output {output.name!r}")
-    places = {
-        output.name: place
-        for output in parsed.outputs
-        if (place := place_of(output.parameters, f"output {output.name!r}")) is not None
-    }
+        if not output.parameters:
+            continue
+        where = f"output {output.name!r}"
+        if (place := place_of(output.parameters, where)) is not None:
+            places[output.name] = place
+        if count := classification.wanted(output.parameters, where):
+            classes[output.name] = count
     binary = frozenset(name for name, wanted in named.items() if wanted is True)
-    return Wanted(binary, places=places)
+    return Wanted(binary, places=places, classes=classes)
 
 
 def _output(tensor: Tensor, wanted: Wanted, binary: list[memoryview]) -> OutputAnswer:
