@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
+from ds_engines.spec import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec
 from ds_proto.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelQueuePolicy
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
@@ -74,7 +74,20 @@ def _described_policy(batch: BatchPolicy) -> ModelDynamicBatching:
     return ModelDynamicBatching(
         preferred_batch_size=batch.preferred_sizes,
         max_queue_delay_microseconds=batch.max_delay_us,
-        default_queue_policy=ModelQueuePolicy(
-            default_timeout_microseconds=batch.timeout_us, max_queue_size=batch.max_queue_size
-        ),
+        preserve_ordering=batch.preserve_ordering,
+        priority_levels=batch.priority_levels,
+        default_priority_level=batch.default_priority,
+        default_queue_policy=_described_queue(batch.queue_policy(0)),
+        priority_queue_policy={
+            level: _described_queue(queue) for level, queue in batch.priority_policies
+        },
+    )
+
+
+def _described_queue(queue: QueuePolicy) -> ModelQueuePolicy:
+    return ModelQueuePolicy(
+        timeout_action=queue.timeout_action,
+        default_timeout_microseconds=queue.timeout_us,
+        allow_timeout_override=queue.allow_timeout_override,
+        max_queue_size=queue.max_queue_size,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from ds_engines import config_pbtxt
 from ds_engines.errors import ConfigError
-from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
+from ds_engines.spec import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec
 from ds_proto.model_config_pb2 import ModelConfig
 
 MLP = ModelSpec(
@@ -91,6 +91,31 @@ def test_a_whole_configuration_is_laid_over_the_model(apply):
     )
     assert spec.slots == 3
     assert (spec.inputs, spec.outputs) == (MLP.inputs, MLP.outputs)
+
+
+def test_priorities_and_their_policies(apply):
+    spec = apply("""
+        dynamic_batching {
+            priority_levels: 3
+            default_priority_level: 2
+            default_queue_policy { timeout_action: DELAY, default_timeout_microseconds: 100 }
+            priority_queue_policy {
+                key: 1 value { max_queue_size: 5, allow_timeout_override: true }
+            }
+        }
+    """)
+    assert not spec.batch.plain
+    assert spec.batch.queue_policy(1) == QueuePolicy(5, 0, "REJECT", True)
+    assert spec.batch.queue_policy(3) == QueuePolicy(1024, 100, "DELAY", False)
+    assert [spec.batch.level(priority) for priority in (0, 1, 3, 4)] == [2, 1, 3, 2]
+    told = config_pbtxt.describe(spec)
+    assert config_pbtxt.apply(MLP, told, "told") == spec
+
+
+def test_ordering_and_bounds_alone_need_no_priorities(apply):
+    spec = apply("dynamic_batching { preserve_ordering: true }")
+    assert spec.batch.preserve_ordering
+    assert spec.batch.plain
 
 
 def test_an_empty_file_changes_nothing(apply):
@@ -212,13 +237,37 @@ def fill(message, field) -> None:
         ("input { name: 'x' format: FORMAT_NHWC }", "field 'input.format' is not supported"),
         ("output { name: 'y' label_filename: 'l' }", "field 'output.label_filename' is not"),
         ("sequence_batching { }", "field 'sequence_batching' is not supported"),
-        ("version_policy { all { } }", "field 'version_policy' is not supported other than latest"),
-        ("version_policy { latest { num_versions: 2 } }", "field 'version_policy' is not"),
-        ("dynamic_batching { preserve_ordering: true }", "'dynamic_batching.preserve_ordering'"),
-        ("dynamic_batching { priority_levels: 2 }", "'dynamic_batching.priority_levels' is not"),
         (
-            "dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
-            "field 'dynamic_batching.default_queue_policy.timeout_action' is not supported",
+            "dynamic_batching { priority_levels: 2 }",
+            "dynamic_batching.default_priority_level is 0, it must be 1 to 2",
+        ),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 3 }",
+            "default_priority_level is 3, it must be 1 to 2",
+        ),
+        (
+            "dynamic_batching { default_priority_level: 1 }",
+            "default_priority_level is set, but priority_levels is not",
+        ),
+        (
+            "dynamic_batching { priority_queue_policy { key: 1 value { } } }",
+            "priority_queue_policy is set, but priority_levels is not",
+        ),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1 "
+            "priority_queue_policy { key: 3 value { } } }",
+            "priority_queue_policy names level 3, it must be 1 to 2",
+        ),
+        ("dynamic_batching { priority_levels: 1001 }", "1001, it must be at most 1000"),
+        (
+            "dynamic_batching { preserve_ordering: true priority_levels: 2 "
+            "default_priority_level: 1 }",
+            "preserve_ordering and priority_levels 2 exclude each other",
+        ),
+        (
+            "dynamic_batching { preserve_ordering: true "
+            "default_queue_policy { timeout_action: DELAY } }",
+            "preserve_ordering and timeout_action DELAY exclude each other",
         ),
         ("dynamic_batching { preferred_batch_size: 65 }", "65 is not between 1 and max_batch_size"),
         ("max_batch_size: 0 dynamic_batching { }", "but the model is not batched"),

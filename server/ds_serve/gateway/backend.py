@@ -18,7 +18,14 @@ from ds_serve.gateway.shared_inputs import SharedInputs
 from ds_serve.transport.arena import Block
 from ds_serve.transport.codec import frames_of, read_from_worker
 from ds_serve.transport.link import Link, Outbox, connect
-from ds_serve.transport.messages import Attached, Cancel, Infer, Statistics, StatisticsQuery
+from ds_serve.transport.messages import (
+    Attached,
+    Cancel,
+    Infer,
+    Schedule,
+    Statistics,
+    StatisticsQuery,
+)
 
 STATISTICS_SECONDS = 2.0
 NEVER = float("inf")
@@ -44,6 +51,10 @@ class Backend(Protocol):
 
     async def statistics(self) -> Statistics:
         """What the model's worker has done."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
 
     def close(self, reason: ServeError) -> None:
         """Fail what is in flight; the worker is gone."""
@@ -76,11 +87,17 @@ class TensorBackend:
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         rows = check(self.spec, request)
+        if request.schedule is not None:
+            _limit(self.spec, request, request.schedule)
         key = next(self._ids)
         self._waiting[key] = (request, done)
         places = self._shared.place(key, request)
         infer = Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
         infer.places = places
+        if request.schedule is not None:
+            infer.schedule = request.schedule
+        if request.partition:
+            infer.partition = request.partition
         if request.trace is not None:
             infer.traced = True
             request.trace.mark("REQUEST_START")
@@ -113,6 +130,10 @@ class TensorBackend:
             ) from None
         finally:
             self._statistics.pop(key, None)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting)
 
     def close(self, reason: ServeError) -> None:
         self._fail(reason)
@@ -183,6 +204,12 @@ class TensorBackend:
                 done(_late(request, now))
         if self._waiting:
             self._wake_at(min(request.deadline for request, _ in self._waiting.values()))
+
+
+def _limit(spec: ModelSpec, request: InferRequest, schedule: Schedule) -> None:
+    """A timeout is a matter of the queue where the model's has policies, else a deadline."""
+    if schedule.timeout_us and spec.batch.plain:
+        request.deadline = min(request.deadline, request.arrived + schedule.timeout_us / 1e6)
 
 
 def _late(request: InferRequest, now: float) -> DeadlineExceeded:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from ds_serve.scheduler.queue import NEVER, Batch, Entry, Queue
+from ds_engines.errors import ServeError
+from ds_serve.scheduler.queue import NEVER, AnyQueue, Batch, Entry
 
 Result = TypeVar("Result")
+Refused = Sequence[tuple[Entry, ServeError]]
 
 QUICK = 0.0003
 """Seconds. With one slot, an engine this quick runs on the loop's own thread: handing a batch to
@@ -20,12 +22,24 @@ _NONE = object()
 """No lane: None is that of all requests to a model which is not batched."""
 
 
+@runtime_checkable
+class Impatient(Protocol):
+    """A queue in which requests wait for a limited time, whether a slot is free or not."""
+
+    def expire(self, now: float) -> Batch:
+        """What has waited too long: a batch without entries."""
+
+    def next_end(self) -> float:
+        """When the next request has waited too long; NEVER where none will."""
+
+
 class Batcher(Generic[Result]):
     """One queue, `slots` threads. All methods belong to the loop's thread.
 
     `run` is called with a batch in a slot's thread and must not raise. `on_done` is told of the
     batch and of what `run` returned, `on_late` of requests whose deadline passed while they
-    waited; both in the loop's thread. `running` counts the requests in the slots.
+    waited, `on_refused` of those that will not be run for another reason; all in the loop's
+    thread. `running` counts the requests in the slots.
 
     A single slot whose last batch was quick runs the next one of that lane in the loop's thread.
     Another lane has other shapes, and may take seconds: meanwhile nothing could be refused.
@@ -33,13 +47,16 @@ class Batcher(Generic[Result]):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: AnyQueue,
         slots: int,
         run: Callable[[list[Entry]], Result],
         on_done: Callable[[list[Entry], Result], None],
         on_late: Callable[[list[Entry]], None],
+        on_refused: Callable[[Refused], None] = lambda refused: None,
     ) -> None:
         self._queue = queue
+        self._impatient = queue if isinstance(queue, Impatient) else None
+        self._on_refused = on_refused
         self._run = run
         self._on_done = on_done
         self._on_late = on_late
@@ -65,6 +82,8 @@ class Batcher(Generic[Result]):
             batch = self._queue.take(now)
             if batch.late:
                 self._on_late(batch.late)
+            if batch.refused:
+                self._on_refused(batch.refused)
             if not batch.entries:
                 self._wake_at(self._queue.next_due(), now)
                 break
@@ -72,6 +91,8 @@ class Batcher(Generic[Result]):
                 self._run_here(batch)
                 break
             self._start(batch, now)
+        if self._impatient is not None and not self._free:
+            self._expire(self._impatient)
         self._check_idle()
 
     async def idle(self) -> None:
@@ -122,6 +143,16 @@ class Batcher(Generic[Result]):
         quick = self._slots == 1 and seconds < QUICK
         self._quick = batch.entries[0].lane if quick else _NONE
         self._on_done(batch.entries, result)
+
+    def _expire(self, queue: Impatient) -> None:
+        """While every slot is busy, nothing is taken; what has waited too long is told even so."""
+        now = time.monotonic()
+        gone = queue.expire(now)
+        if gone.late:
+            self._on_late(gone.late)
+        if gone.refused:
+            self._on_refused(gone.refused)
+        self._wake_at(queue.next_end(), now)
 
     def _check_idle(self) -> None:
         if not self._started and not len(self._queue):

@@ -8,10 +8,11 @@ request has waited `max_delay_us`, measured from its arrival at the gateway.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from ds_engines.errors import Overloaded
+from ds_engines.errors import Overloaded, ServeError
 from ds_engines.spec import BatchPolicy
 
 NEVER = float("inf")
@@ -40,10 +41,37 @@ class Lane:
 
 @dataclass(slots=True)
 class Batch:
-    """What `take` found: requests to run together, and requests that came too late to run."""
+    """What `take` found: requests to run together, and requests that came too late to run.
+
+    `refused` are others that will not be run, each with the reason.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     late: list[Entry] = field(default_factory=list)
+    refused: Sequence[tuple[Entry, ServeError]] = ()
+
+
+class AnyQueue(Protocol):
+    """What a batcher needs of a queue."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, now: float) -> Batch:
+        """The next batch; no entries where none is due."""
+
+    def next_due(self) -> float:
+        """When `take` will have something if nothing more arrives; NEVER for never."""
+
+
+def rows_due(policy: BatchPolicy, rows: int, oldest: float, now: float) -> int:
+    """How many rows a batch may take of `rows` that wait; 0 where they should wait on.
+
+    `oldest`: when the first of them arrived.
+    """
+    most = max(1, policy.max_batch_size)
+    if rows >= most or oldest + policy.max_delay_us / 1e6 <= now:
+        return most
+    return max((size for size in policy.preferred_sizes if size <= min(rows, most)), default=0)
 
 
 class Queue:

@@ -34,6 +34,11 @@ class Job:
     started: float = 0.0
     queued_ns: int = 0
 
+    @property
+    def key(self) -> Hashable:
+        """What it is called in the queue."""
+        return (self.gateway, self.request.id)
+
 
 @dataclass(slots=True)
 class Timing:

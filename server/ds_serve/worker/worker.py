@@ -10,8 +10,9 @@ from pathlib import Path
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
 from ds_serve import child, metrics
-from ds_serve.scheduler.batcher import Batcher
-from ds_serve.scheduler.queue import Entry, Queue
+from ds_serve.scheduler.batcher import Batcher, Refused
+from ds_serve.scheduler.ordering import Ordering
+from ds_serve.scheduler.queue import Entry
 from ds_serve.transport.codec import frames_of, read_from_supervisor, read_to_worker
 from ds_serve.transport.link import Link, connect, listen
 from ds_serve.transport.messages import (
@@ -28,8 +29,9 @@ from ds_serve.transport.messages import (
     Stop,
 )
 from ds_serve.worker.accounts import Accounts
+from ds_serve.worker.plans import plan_of
 from ds_serve.worker.shared import SharedMemory
-from ds_serve.worker.work import BatchRunner, Job, Timing, arrays_of, lane_of
+from ds_serve.worker.work import Job, Timing, arrays_of
 
 BEAT_SECONDS = 0.5
 
@@ -40,12 +42,19 @@ class Worker:
     def __init__(self, engine: BatchEngine, identity: str) -> None:
         self._spec = engine.spec
         self._identity = identity
-        self._queue = Queue(self._spec.batch)
+        self._plan = plan_of(engine)
+        self._queue = self._plan.queue
+        self._ordering = Ordering[Job]() if self._spec.batch.preserve_ordering else None
         self._accounts = Accounts(self._spec)
         self._supervisor = Link(self._obey)
         self._shared = SharedMemory()
         self._batcher = Batcher(
-            self._queue, self._spec.slots, BatchRunner(engine).run, self._answer, self._late
+            self._queue,
+            self._spec.slots,
+            self._plan.run,
+            self._answer,
+            self._late,
+            self._refused,
         )
         self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -96,16 +105,9 @@ class Worker:
             job = Job(gateway, request, arrays_of(request))
             if request.traced:
                 job.queued_ns = time.monotonic_ns()
-            self._queue.push(
-                Entry(
-                    key=(gateway, request.id),
-                    lane=lane_of(self._spec, request),
-                    rows=request.rows,
-                    arrived=request.arrived,
-                    deadline=request.deadline,
-                    payload=job,
-                )
-            )
+            self._plan.push(job)
+            if self._ordering is not None:
+                self._ordering.admit(job.key)
         except ServeError as error:
             self._accounts.failed(error.kind, time.monotonic() - request.arrived)
             refused.append(Answer(request.id, fault=Fault.of(error)))
@@ -115,6 +117,8 @@ class Worker:
         entry = self._queue.cancel((gateway, message.id))
         if entry is not None:
             self._accounts.failed("Cancelled", time.monotonic() - entry.arrived)
+            if self._ordering is not None:
+                self._send_now(self._ordering.drop(entry.key))
         return entry is not None
 
     def _forget(self, gateway: Link) -> None:
@@ -131,6 +135,7 @@ class Worker:
 
     def _answer(self, entries: list[Entry], timings: list[Timing]) -> None:
         jobs = _jobs(entries)
+        self._plan.finished(entries)
         self._send(jobs)
         self._accounts.executed(timings)
         self._accounts.answered(jobs, timings)
@@ -144,17 +149,29 @@ class Worker:
             self._fail(job, error)
         self._send(jobs)
 
+    def _refused(self, refused: Refused) -> None:
+        for entry, error in refused:
+            for job in _jobs([entry]):
+                self._fail(job, error)
+        self._send(_jobs([entry for entry, _ in refused]))
+
     def _refuse_rest(self) -> None:
         jobs = _jobs(self._queue.drain())
         for job in jobs:
             self._fail(job, Unavailable("the server is shutting down"))
-        self._send(jobs)
+        self._send_now(jobs)
 
     def _fail(self, job: Job, error: ServeError) -> None:
         job.answer = Answer(job.request.id, fault=Fault.of(error))
         self._accounts.failed(error.kind, time.monotonic() - job.request.arrived)
 
     def _send(self, jobs: list[Job]) -> None:
+        """Send the answers that may leave now."""
+        if self._ordering is not None:
+            jobs = [ripe for job in jobs for ripe in self._ordering.answer(job.key, job)]
+        self._send_now(jobs)
+
+    def _send_now(self, jobs: list[Job]) -> None:
         """One message to each gateway, however many answers it gets."""
         answers: dict[Link, list[object]] = defaultdict(list)
         for job in jobs:

@@ -1,0 +1,1 @@
+"""Triton's model configuration, part by part; ds_engines.config_pbtxt puts them together."""

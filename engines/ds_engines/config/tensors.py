@@ -1,0 +1,70 @@
+"""Inputs and outputs: what a configuration says of them must be what the model file has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ds_engines.config.refusals import Honoured, honoured, refuse_other
+from ds_engines.config_message import type_name, without
+from ds_engines.errors import ConfigError
+from ds_engines.spec import ModelSpec, TensorSpec
+from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
+
+_HONOURED: Honoured = honoured("name", "data_type", "dims")
+
+
+def overlaid(
+    spec: ModelSpec,
+    known: tuple[TensorSpec, ...],
+    given: Iterable[ModelInput | ModelOutput],
+    source: str,
+    what: str,
+) -> tuple[TensorSpec, ...]:
+    found = {tensor.name: tensor for tensor in known}
+    seen: set[str] = set()
+    for tensor in given:
+        where = f"{source}: {what} {tensor.name!r}"
+        if tensor.name not in found:
+            raise ConfigError(f"{where}: {no_tensor(tensor.name, found)}")
+        if tensor.name in seen:
+            raise ConfigError(f"{where} is there twice")
+        seen.add(tensor.name)
+        refuse_other(tensor, source, f"{what}.", _HONOURED)
+        _check_type(found[tensor.name], tensor, where)
+        found[tensor.name] = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
+    return tuple(found.values())
+
+
+def _check_type(known: TensorSpec, given: ModelInput | ModelOutput, where: str) -> None:
+    expected = type_name(known.datatype)
+    got = DataType.Name(given.data_type)
+    if got not in ("TYPE_INVALID", expected):
+        raise ConfigError(f"{where}: data_type is {got}, but the model file has {expected}")
+
+
+def _shaped(spec: ModelSpec, known: TensorSpec, dims: tuple[int, ...], where: str) -> TensorSpec:
+    """The tensor with the sizes that `dims` fixes; no `dims` leaves it as the file has it."""
+    if not dims:
+        return known
+    axis = known.batch_axis if spec.batch.max_batch_size else None
+    rest = without(known.shape, axis)
+    fits = len(dims) == len(rest) and all(
+        given == size or (size == -1 and given > 0) for given, size in zip(dims, rest, strict=True)
+    )
+    if not fits:
+        batch = f" without the batch axis {axis}" if axis is not None else ""
+        raise ConfigError(
+            f"{where}: dims are {show(dims)}, but the model file has {show(rest)}{batch}"
+        )
+    shape = dims if axis is None else (*dims[:axis], known.shape[axis], *dims[axis:])
+    return msgspec.structs.replace(known, shape=shape)
+
+
+def show(shape: Iterable[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def no_tensor(name: str, known: Iterable[str]) -> str:
+    return f"the model has no tensor {name!r} there; it has {', '.join(known)}"

@@ -1,0 +1,101 @@
+"""When requests run, chosen once for a model by what its configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from ds_engines.base import BatchEngine
+from ds_engines.spec import ModelSpec
+from ds_serve.scheduler.priorities import PriorityQueue, Ranked
+from ds_serve.scheduler.queue import AnyQueue, Entry, Queue
+from ds_serve.transport.messages import Schedule
+from ds_serve.worker.work import BatchRunner, Job, Timing, lane_of
+
+
+class WorkerQueue(AnyQueue, Protocol):
+    """What a worker needs of a queue."""
+
+    def cancel(self, key: Hashable) -> Entry | None: ...
+
+    def waiting(self) -> list[Entry]: ...
+
+    def drain(self) -> list[Entry]: ...
+
+
+class Plan(Protocol):
+    """A queue, how requests get into it, and how batches of it run."""
+
+    @property
+    def queue(self) -> WorkerQueue: ...
+
+    @property
+    def run(self) -> Callable[[list[Entry]], list[Timing]]: ...
+
+    def push(self, job: Job) -> None:
+        """Let it wait for its turn. Raises the errors that refuse it."""
+
+    def finished(self, entries: Sequence[Entry]) -> None:
+        """They have run."""
+
+
+class Plain:
+    """Requests run as they come."""
+
+    def __init__(self, engine: BatchEngine) -> None:
+        self._spec = engine.spec
+        self.queue = Queue(engine.spec.batch)
+        self.run = BatchRunner(engine).run
+
+    def push(self, job: Job) -> None:
+        request = job.request
+        self.queue.push(
+            Entry(
+                key=(job.gateway, request.id),
+                lane=lane_of(self._spec, request),
+                rows=request.rows,
+                arrived=request.arrived,
+                deadline=request.deadline,
+                payload=job,
+            )
+        )
+
+    def finished(self, entries: Sequence[Entry]) -> None:
+        pass
+
+
+class Prioritized:
+    """Requests run by their priority, and wait no longer than their policy allows."""
+
+    def __init__(self, engine: BatchEngine) -> None:
+        self._spec = engine.spec
+        self.queue = PriorityQueue(engine.spec.batch)
+        self.run = BatchRunner(engine).run
+
+    def push(self, job: Job) -> None:
+        request = job.request
+        schedule = request.schedule or NOTHING_SAID
+        self.queue.push(
+            Ranked(
+                key=(job.gateway, request.id),
+                lane=lane_of(self._spec, request),
+                rows=request.rows,
+                arrived=request.arrived,
+                deadline=request.deadline,
+                payload=job,
+                priority=schedule.priority,
+                timeout_us=schedule.timeout_us,
+            )
+        )
+
+    def finished(self, entries: Sequence[Entry]) -> None:
+        pass
+
+
+NOTHING_SAID = Schedule()
+
+
+def plan_of(engine: BatchEngine) -> Plan:
+    """The simplest one that does what the model's configuration asks for."""
+    spec: ModelSpec = engine.spec
+    return Plain(engine) if spec.batch.plain else Prioritized(engine)

@@ -1,0 +1,33 @@
+"""Answers leave in the order of their requests."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_serve.scheduler.ordering import Ordering
+
+
+@given(st.data())
+def test_answers_leave_in_order_each_once_and_as_early_as_may_be(data: st.DataObject) -> None:
+    ordering: Ordering[int] = Ordering()
+    count = data.draw(st.integers(0, 12))
+    turns = data.draw(st.permutations(range(count)))
+    dropped = data.draw(st.sets(st.sampled_from(range(count)))) if count else set()
+    for key in range(count):
+        ordering.admit(key)
+    left: list[int] = []
+    settled: set[int] = set()
+    for key in turns:
+        settled.add(key)
+        left += ordering.drop(key) if key in dropped else ordering.answer(key, key)
+        first = next((each for each in range(count) if each not in settled), count)
+        assert left == [each for each in range(first) if each not in dropped]
+    assert len(ordering) == 0
+
+
+def test_an_answer_that_nobody_waits_for_stays_away() -> None:
+    ordering: Ordering[str] = Ordering()
+    ordering.admit(1)
+    ordering.drop(1)
+    assert ordering.answer(1, "late") == []
