@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -74,6 +76,46 @@ def test_more_requests_than_a_stream_may_hold(channel: grpc.Channel) -> None:
 def test_compressed_requests(channel: grpc.Channel) -> None:
     (answer,) = stream(channel)(iter([message()]), compression=grpc.Compression.Gzip)
     assert answer.infer_response.outputs[0].shape == [64, 8]
+
+
+def unary(channel: grpc.Channel) -> Any:
+    method = METHODS["ModelInfer"]
+    return channel.unary_unary(
+        method.path, method.request.SerializeToString, method.response.FromString
+    )
+
+
+def test_compressed_calls(server: Server, channel: grpc.Channel) -> None:
+    answer = unary(channel)(message(), compression=grpc.Compression.Gzip)
+    assert answer.outputs[0].shape == [64, 8]
+    if carrier(server) == "grpcio":
+        answer = unary(channel)(message(), compression=grpc.Compression.Deflate)
+        assert answer.outputs[0].shape == [64, 8]
+    else:
+        with pytest.raises(grpc.RpcError, match="deflate") as refused:
+            unary(channel)(message(), compression=grpc.Compression.Deflate)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_what_unpacks_beyond_the_limit_is_refused(server: Server, channel: grpc.Channel) -> None:
+    """pygrpc-native has unpacked it by then; grpcio has not."""
+    bomb = message()
+    bomb.raw_input_contents[0] = bytes(400_000_000 if carrier(server) == "grpcio" else 50_000_000)
+    with pytest.raises(grpc.RpcError) as refused:
+        unary(channel)(bomb, compression=grpc.Compression.Gzip)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    if carrier(server) == "grpcio":
+        assert max(most_memory(pid) for pid in server.gateways()) < 400_000_000
+
+
+def carrier(server: Server) -> str:
+    return server.arguments[server.arguments.index("--grpc-server") + 1]
+
+
+def most_memory(pid: int) -> int:
+    """Bytes that a process has had at the most."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def test_a_message_beyond_the_limit_ends_the_stream(channel: grpc.Channel) -> None:

@@ -140,11 +140,23 @@ async def test_parameters_of_ones_own_are_taken(client: Client) -> None:
 @pytest.mark.parametrize(
     "options", [{"sequence_id": 7, "sequence_start": True}, {"priority": 1}], ids=str
 )
-async def test_parameters_that_mean_something_else_are_refused(
+async def test_models_that_are_not_scheduled_so_ignore_it(
     client: Client, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(InferenceServerException, match=f"'{next(iter(options))}'"):
-        await client.infer("mlp", {"x": np.ones((1, 64), np.float32)}, **options)
+    result = await client.infer("mlp", {"x": np.ones((1, 64), np.float32)}, **options)
+    assert result.as_numpy("y").shape == (1, 8)
+
+
+async def test_classes_instead_of_values(client: Client) -> None:
+    x = np.random.default_rng(5).standard_normal((2, 64), np.float32)
+    values = (await client.infer("mlp", {"x": x})).as_numpy("y")
+    output = client.output("y", class_count=3)
+    found = (await client.infer("mlp", {"x": x}, [output])).as_numpy("y")
+    assert found.shape == (2, 3)
+    for row, texts in zip(values, found, strict=True):
+        parts = [text.decode().split(":") for text in texts]
+        assert [int(index) for _, index in parts] == np.argsort(-row)[:3].tolist()
+        np.testing.assert_allclose([float(value) for value, _ in parts], -np.sort(-row)[:3], 1e-4)
 
 
 async def test_errors_say_what_is_wrong(client: Client) -> None:
@@ -157,18 +169,21 @@ async def test_errors_say_what_is_wrong(client: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", HTTP)
-async def test_compressed_bodies_are_refused_by_name(kind: str, tensors: Server) -> None:
-    inputs = {"x": np.ones((1, 64), np.float32)}
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_bodies_travel_compressed(kind: str, coding: str, tensors: Server) -> None:
+    x = np.zeros((1, 300, 300), np.float32)
+    x[0, :3] = np.arange(900).reshape(3, 300)
+    both = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
     async with connected(kind, tensors) as client:
-        with pytest.raises(InferenceServerException, match="Content-Encoding 'gzip'") as refused:
-            await client.infer("mlp", inputs, request_compression_algorithm="gzip")
-        assert str(refused.value.status()) == "501"
-        plain = await client.infer("mlp", inputs, response_compression_algorithm="gzip")
-        assert plain.as_numpy("y").shape == (1, 8)
+        result = await client.infer("sequences", {"x": x}, **both)
+        np.testing.assert_array_equal(result.as_numpy("double"), 2 * x)
+        assert result.as_numpy("total").item() == x.sum()
+        small = await client.infer("mlp", {"x": np.ones((1, 64), np.float32)}, **both)
+        assert small.as_numpy("y").shape == (1, 8)
 
 
 @pytest.mark.parametrize("kind", ["grpc", "grpc-aio"])
-async def test_compressed_messages_are_read(kind: str, tensors: Server) -> None:
+async def test_messages_travel_compressed(kind: str, tensors: Server) -> None:
     inputs = {"x": np.ones((1, 64), np.float32)}
     async with connected(kind, tensors) as client:
         plain = await client.infer("mlp", inputs)

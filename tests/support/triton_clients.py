@@ -47,12 +47,14 @@ class Client:
         self,
         model: str,
         inputs: dict[str, Array],
-        outputs: Sequence[str] = (),
+        outputs: Sequence[Any] = (),
         binary: bool = True,
         **options: Any,
     ) -> Any:
         """`binary` False: tensors travel as JSON, where the protocol has it."""
-        wanted = [self.output(name, binary) for name in outputs] or None
+        wanted = [
+            self.output(each, binary) if isinstance(each, str) else each for each in outputs
+        ] or None
         given = [self.input(name, array, binary) for name, array in inputs.items()]
         return await self.call("infer", model, given, outputs=wanted, **options)
 
@@ -61,8 +63,9 @@ class Client:
         options = {"binary_data": binary} if self.http else {}
         return made.set_data_from_numpy(array, **options)
 
-    def output(self, name: str, binary: bool = True) -> Any:
-        options = {"binary_data": binary} if self.http else {}
+    def output(self, name: str, binary: bool = True, **options: Any) -> Any:
+        if self.http:
+            options["binary_data"] = binary
         return self._values.InferRequestedOutput(name, **options)
 
     def about(self, result: Any) -> dict[str, Any]:

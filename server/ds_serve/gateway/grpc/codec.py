@@ -129,7 +129,7 @@ def decode(
         version=message.model_version,
         inputs=_inputs(message, raw or message.raw_input_contents, regions),
         arrived=arrived,
-        deadline=arrived + parameters.timeout(given, timeout),
+        deadline=arrived + timeout,
         id=message.id,
         outputs=tuple([output.name for output in message.outputs]),
         parameters=given,

@@ -1,4 +1,4 @@
-"""Small pieces of ASGI: reading a body, noticing that a client left, sending an answer."""
+"""Small pieces of ASGI: noticing that a client left, sending an answer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
-
-from ds_engines.errors import Cancelled, InvalidRequest, Unsupported
-from ds_serve.gateway.budget import Budget
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,48 +43,6 @@ class Answer:
             await send(
                 {"type": "http.response.body", "body": bytes(chunk), "more_body": index < last}
             )
-
-
-async def read_body(headers: dict[bytes, bytes], receive: Receive, budget: Budget) -> bytes:
-    """The whole body, taken from the budget as it arrives: its length is to be given back.
-
-    Raises TooLarge before reading what is announced as too large, Overloaded where the budget
-    has no room, Unsupported for a body that is encoded; nothing is taken then.
-    """
-    check_announced(headers, budget)
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    try:
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Cancelled("the client left before its request was complete")
-            chunk = message.get("body", b"")
-            more = message.get("more_body", False)
-            budget.check(size + len(chunk))
-            budget.take(len(chunk))
-            size += len(chunk)
-            chunks.append(chunk)
-    except BaseException:
-        budget.give(size)
-        raise
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def check_announced(headers: dict[bytes, bytes], budget: Budget) -> None:
-    """Raises InvalidRequest, TooLarge or Unsupported for what the headers say of the body."""
-    length = headers.get(b"content-length")
-    if length is not None:
-        if not length.isdigit():
-            raise InvalidRequest(f"Content-Length {length.decode(errors='replace')!r}")
-        budget.check(int(length))
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
-        raise Unsupported(
-            f"Content-Encoding {encoding.decode(errors='replace')!r} is not supported: send the "
-            "body as it is"
-        )
 
 
 class Watch:

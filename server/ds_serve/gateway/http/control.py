@@ -15,7 +15,7 @@ from ds_serve.gateway import cuda_memory, describe
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.control import LogValues, TraceValues
 from ds_serve.gateway.gateway import Gateway
-from ds_serve.gateway.http.answer import read_body
+from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.kserve import model_route
 from ds_serve.gateway.regions import Region
 

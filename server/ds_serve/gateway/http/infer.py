@@ -13,15 +13,10 @@ from ds_serve import metrics
 from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
-from ds_serve.gateway.http import errors, kserve_codec
-from ds_serve.gateway.http.answer import (
-    Answer,
-    Receive,
-    Scope,
-    Send,
-    Watch,
-    check_announced,
-)
+from ds_serve.gateway.http import compression, errors, kserve_codec
+from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch
+from ds_serve.gateway.http.body import check_announced, pieces
+from ds_serve.gateway.http.compression import ACCEPT_ENCODING, CONTENT_ENCODING
 from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon, Done, InferReply, resolve
@@ -157,6 +152,8 @@ class Call:
 
     def _room(self, here: int) -> Block | None:
         """Where the worker will read the body, if there is such memory and it is worth while."""
+        if CONTENT_ENCODING in self.headers:
+            return None  # its length is not the one that is announced
         json = self.headers.get(HEADER_LENGTH, b"")
         whole = self.headers.get(b"content-length", b"")
         if not json.isdigit() or not whole.isdigit() or not here < int(whole) > int(json):
@@ -201,6 +198,25 @@ class Call:
         else:
             self._end()
             self._route.succeeded.add(1)
+            if ACCEPT_ENCODING in self.headers and compression.worth_it(answer):
+                self._pack(answer)
+                return
+        self._tell(answer)
+
+    def _pack(self, answer: Answer) -> None:
+        """Tell the answer packed, if the client takes that; a long one a little later."""
+        coding = compression.accepted(self.headers)
+        if coding is None:
+            self._tell(answer)
+        elif sum(map(len, answer.chunks)) < compression.ASIDE:
+            self._tell(compression.packed(answer, coding))
+        else:
+            packing = asyncio.get_running_loop().run_in_executor(
+                None, compression.packed, answer, coding
+            )
+            packing.add_done_callback(lambda done: self._tell(done.result()))
+
+    def _tell(self, answer: Answer) -> None:
         if self._trace is None:
             self._done(answer)
         else:
@@ -224,16 +240,13 @@ async def _read(call: Call, receive: Receive) -> Answer | None:
     """Feed the body to the call; the answer where it is refused. Raises Cancelled."""
     try:
         call.check_announced()
+        async for chunk in pieces(call.headers, receive):
+            if (refused := call.feed(chunk)) is not None:
+                return refused
+    except Cancelled:
+        raise
     except ServeError as error:
         return call.refuse(error)
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Cancelled("the client left before its request was complete")
-        if (refused := call.feed(message.get("body", b""))) is not None:
-            return refused
-        more = message.get("more_body", False)
     return None
 
 

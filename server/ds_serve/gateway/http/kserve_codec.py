@@ -99,7 +99,6 @@ def decode(
     if parsed.parameters:
         _check_parameters(parsed.parameters)
         schedule = parameters.schedule(parsed.parameters)
-        seconds = parameters.timeout(parsed.parameters, seconds)
     request = InferRequest(
         model=model,
         version=version,

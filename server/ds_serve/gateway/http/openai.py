@@ -20,7 +20,8 @@ from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import errors
-from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch, read_body
+from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch
+from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.kserve_codec import header_timeout
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 

@@ -12,11 +12,13 @@ from ds_engines.errors import InvalidRequest, NotFound, ServeError
 from ds_serve import __version__, metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
-from ds_serve.gateway.http import control, errors, kserve
+from ds_serve.gateway.http import compression, control, errors, kserve
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.transport.messages import ModelState
 
 STARTED = int(time.time())
+
+PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 HOT_PATHS = (
@@ -72,11 +74,13 @@ def _health(app: FastAPI, gateway: Gateway) -> None:
         return _ready(gateway)
 
     @app.get("/metrics", tags=["health"])
-    async def prometheus() -> Response:
+    async def prometheus(request: Request) -> Response:
         """All processes' metrics in Prometheus text form."""
         metrics.tell_all()
         await gateway.tell_metrics()
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        answer = Answer(200, [metrics.render()], [(b"content-type", PROMETHEUS)])
+        coding = compression.accepted(dict(request.scope["headers"]))
+        return _response(compression.packed(answer, coding) if coding else answer)
 
 
 def _ready(gateway: Gateway) -> JSONResponse:
