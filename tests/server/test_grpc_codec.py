@@ -137,7 +137,8 @@ def test_what_else_a_message_says_is_kept() -> None:
     assert (request.model, request.version, request.id) == ("any", "3", "id-1")
     assert request.outputs == ("b", "a")
     assert request.parameters["mood"] == "good"
-    assert request.deadline - request.arrived == pytest.approx(2.5)
+    assert request.schedule == Schedule(timeout_us=2_500_000)
+    assert request.deadline - request.arrived == pytest.approx(MOST)
 
 
 # Nonsense.

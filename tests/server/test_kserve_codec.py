@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ds_engines import datatypes
 from ds_engines.errors import InvalidRequest, ServeError, Unsupported
 from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH, Wanted, decode, encode
-from ds_serve.gateway.requests import InferReply, InferRequest
+from ds_serve.gateway.requests import InferReply, InferRequest, end_by_timeout
 from ds_serve.transport.messages import Schedule
 
 MOST = 60.0
@@ -190,6 +190,7 @@ def test_the_soonest_deadline_counts(
 ) -> None:
     headers = {} if header is None else {"x_request_timeout": header}
     request, _ = read(json.dumps({"parameters": parameters}).encode(), **headers)
+    end_by_timeout(request)
     assert request.deadline - request.arrived == pytest.approx(seconds)
 
 

@@ -13,7 +13,15 @@ from typing import Protocol
 from ds_engines.errors import DeadlineExceeded, Lost, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.regions import Regions
-from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, resolve
+from ds_serve.gateway.requests import (
+    Abandon,
+    Done,
+    InferReply,
+    InferRequest,
+    check,
+    end_by_timeout,
+    resolve,
+)
 from ds_serve.gateway.shared_inputs import SharedInputs
 from ds_serve.transport.arena import Block
 from ds_serve.transport.codec import frames_of, read_from_worker
@@ -22,7 +30,6 @@ from ds_serve.transport.messages import (
     Attached,
     Cancel,
     Infer,
-    Schedule,
     Statistics,
     StatisticsQuery,
 )
@@ -87,8 +94,8 @@ class TensorBackend:
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         rows = check(self.spec, request)
-        if request.schedule is not None:
-            _limit(self.spec, request, request.schedule)
+        if request.schedule is not None and self.spec.batch.plain:
+            end_by_timeout(request)
         key = next(self._ids)
         self._waiting[key] = (request, done)
         places = self._shared.place(key, request)
@@ -204,12 +211,6 @@ class TensorBackend:
                 done(_late(request, now))
         if self._waiting:
             self._wake_at(min(request.deadline for request, _ in self._waiting.values()))
-
-
-def _limit(spec: ModelSpec, request: InferRequest, schedule: Schedule) -> None:
-    """A timeout is a matter of the queue where the model's has policies, else a deadline."""
-    if schedule.timeout_us and spec.batch.plain:
-        request.deadline = min(request.deadline, request.arrived + schedule.timeout_us / 1e6)
 
 
 def _late(request: InferRequest, now: float) -> DeadlineExceeded:

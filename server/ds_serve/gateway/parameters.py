@@ -20,14 +20,6 @@ RESERVED = "triton_"
 """What the names of parameters begin with that are the server's own."""
 
 
-def timeout(parameters: Mapping[str, Any], most: float) -> float:
-    """Seconds that a request may take: its `timeout` (microseconds, 0: none), at most `most`."""
-    value = parameters.get("timeout", 0)
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"parameter 'timeout' is {value!r}; it must be microseconds")
-    return min(value, most * 1e6) / 1e6 if value else most
-
-
 def schedule(parameters: Mapping[str, Any]) -> Schedule | None:
     """What a request's parameters say about when it runs; None where they say nothing.
 

@@ -61,6 +61,13 @@ Abandon = Callable[[], None]
 """Nobody wants the answer any more: it is not computed where that can be helped, nor told."""
 
 
+def end_by_timeout(request: InferRequest) -> None:
+    """Make the client's own timeout the request's deadline, as it is where no queue honours it."""
+    if request.schedule is not None and request.schedule.timeout_us:
+        timeout = request.arrived + request.schedule.timeout_us / 1e6
+        request.deadline = min(request.deadline, timeout)
+
+
 def resolve(future: asyncio.Future[Outcome], outcome: Outcome | ServeError) -> None:
     """Give the outcome to whoever awaits the future, if anybody still does."""
     if future.done():

@@ -25,7 +25,7 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec
-from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Statistics, Tensor
 
@@ -96,6 +96,7 @@ class TextBackend:
 
     async def submit(self, request: InferRequest) -> AsyncGenerator[InferReply, None]:
         check(self.spec, request)
+        end_by_timeout(request)
         body = _completion(self.spec.name, request)
         headers = {
             "content-type": "application/json",
@@ -141,6 +142,10 @@ class TextBackend:
 
     async def statistics(self) -> Statistics:
         return Statistics()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
 
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
