@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from functools import cached_property
-from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import grpc
-import grpc.aio
+from functools import partial
+from typing import Any, TypeVar
 
 from ds_client import messages
-from ds_client.client import OPTIONS
-from ds_client.errors import ClientError, Unavailable, of_status
-from ds_client.messages import (
-    Inputs,
-    ModelInfo,
-    Outputs,
-    Parameters,
-    Reply,
-    ServerInfo,
-    Statistics,
-    Target,
-)
+from ds_client.aio_calls import AsyncCalls
+from ds_client.aio_pipeline import AsyncPipeline
+from ds_client.errors import ClientError
+from ds_client.messages import Inputs, Outputs, Parameters, Reply, Target
+from ds_client.retry import Attempts, retry_of
+from ds_client.sequence import AsyncInferSequence, SequenceId
 from ds_proto import grpc_service_pb2 as pb
-from ds_proto.model_config_pb2 import ModelConfig
-from ds_proto.service import METHODS
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncCalls):
     """Talks to a server over gRPC, from one event loop. Every call raises ClientError.
 
-    `address` is host:port. `timeout` is in seconds and bounds every call but streams; None: no
-    bound. `headers` go with every call, such as {"authorization": "Bearer …"}. With `credentials`
-    the connection is encrypted.
+    `Settings` says what a client may be told: AsyncClient("host:8001", api_key="…", tls=True).
     """
-
-    def __init__(
-        self,
-        address: str = "localhost:8001",
-        *,
-        timeout: float | None = 60.0,
-        headers: Mapping[str, str] | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self._address = address
-        self._timeout = timeout
-        self._headers = tuple((headers or {}).items())
-        self._credentials = credentials
 
     async def infer(
         self,
@@ -75,8 +42,10 @@ class AsyncClient:
         Without `outputs` the model gives all. Arrays keep their dtype; str and bytes become
         BYTES, which come back as arrays of bytes; BF16 comes back as float32.
         """
-        request = messages.infer_request(Target(model, version, outputs, parameters), inputs, id)
-        return messages.outputs_of(await self._call("ModelInfer", request, timeout))
+        target = Target(model, version, outputs, parameters)
+        with await self._lease(target, inputs, id) as lease:
+            retry = retry_of(parameters, self._retry)
+            return lease.outputs_of(await self._run(lease, timeout, retry))
 
     async def stream(
         self,
@@ -88,7 +57,7 @@ class AsyncClient:
         parameters: Parameters | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Reply]:
-        """Many requests over one connection; replies as they come, in no certain order.
+        """Many requests over one stream; replies as they come, in no certain order.
 
         What `inputs` raises is raised here after the last reply. A request that fails does not
         end the stream. Without `timeout` the stream may last as long as it takes.
@@ -105,11 +74,19 @@ class AsyncClient:
             except Exception as error:
                 failure.append(error)
 
-        async with aclosing(self._stream(requests(), timeout)) as replies:
+        async with aclosing(self._replies(requests(), timeout)) as replies:
             async for reply in replies:
                 yield reply
         if failure:
             raise failure[0]
+
+    def pipeline(self, *, in_flight: int = 256, timeout: float | None = None) -> AsyncPipeline:
+        """Many requests on their way at once over one stream.
+
+        At most `in_flight` wait for their answers. `timeout` bounds the whole, in seconds.
+        """
+        begin = partial(self._begin, timeout=timeout)
+        return AsyncPipeline(self._lease, begin, self._doubt, in_flight)
 
     async def generate(
         self,
@@ -126,101 +103,30 @@ class AsyncClient:
         Closing the iterator early stops the generation.
         """
         request = messages.generate_request(model, prompt, version, sampling)
-        async with aclosing(self._stream(_drawn([request]), timeout)) as replies:
-            async for reply in replies:
-                text = messages.text_of(reply.outputs)
-                if text:
-                    yield text
-                if reply.final:
-                    return
+        attempts = Attempts(self._retry, timeout)
+        begun = False
+        while True:
+            try:
+                async with aclosing(self._replies(_drawn([request]), attempts.left())) as replies:
+                    async for reply in replies:
+                        text = messages.text_of(reply.outputs)
+                        begun = True
+                        if text:
+                            yield text
+                        if reply.final:
+                            return
+                return
+            except ClientError as error:
+                if begun:
+                    raise
+                pause = attempts.pause(error)
+            await asyncio.sleep(pause)
 
-    async def live(self) -> bool:
-        """Whether the server answers."""
-        return await self._is("ServerLive", pb.ServerLiveRequest(), "live")
-
-    async def ready(self, model: str = "", version: str = "") -> bool:
-        """Whether the server, or one model, takes requests; False where nobody answers."""
-        if not model:
-            return await self._is("ServerReady", pb.ServerReadyRequest(), "ready")
-        request = pb.ModelReadyRequest(name=model, version=version)
-        return await self._is("ModelReady", request, "ready")
-
-    async def server(self) -> ServerInfo:
-        """Who answers."""
-        return messages.server_info(await self._call("ServerMetadata", pb.ServerMetadataRequest()))
-
-    async def metadata(self, model: str, version: str = "") -> ModelInfo:
-        """A model's versions and tensors."""
-        request = pb.ModelMetadataRequest(name=model, version=version)
-        return messages.model_info(await self._call("ModelMetadata", request))
-
-    async def config(self, model: str, version: str = "") -> ModelConfig:
-        """A model's whole configuration, as Triton's message."""
-        request = pb.ModelConfigRequest(name=model, version=version)
-        answer: pb.ModelConfigResponse = await self._call("ModelConfig", request)
-        return answer.config
-
-    async def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
-        """Of one model, or of all."""
-        request = pb.ModelStatisticsRequest(name=model, version=version)
-        return messages.statistics_of(await self._call("ModelStatistics", request))
-
-    async def close(self) -> None:
-        """End the connection; calls under way are cancelled."""
-        if "_channel" in self.__dict__:
-            await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        """Made at the first call, inside the event loop that it will belong to."""
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._address, OPTIONS)
-        return grpc.aio.secure_channel(self._address, self._credentials, OPTIONS)
-
-    @cached_property
-    def _calls(self) -> dict[str, Any]:
-        return {
-            name: getattr(self._channel, method.arity)(
-                method.path, method.request.SerializeToString, method.response.FromString
-            )
-            for name, method in METHODS.items()
-        }
-
-    async def _is(self, name: str, request: Any, field: str) -> bool:
-        try:
-            return bool(getattr(await self._call(name, request), field))
-        except Unavailable:
-            return False
-
-    async def _call(self, name: str, request: Any, timeout: float | None = None) -> Any:
-        seconds = self._timeout if timeout is None else timeout
-        try:
-            return await self._calls[name](request, timeout=seconds, metadata=self._headers)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from None
-
-    async def _stream(
-        self, requests: AsyncIterator[pb.ModelInferRequest], timeout: float | None
-    ) -> AsyncGenerator[Reply, None]:
-        call = self._calls["ModelStreamInfer"](requests, timeout=timeout, metadata=self._headers)
-        try:
-            async for message in call:
-                yield messages.reply_of(message)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from None
-        finally:
-            call.cancel()
+    def sequence(
+        self, model: str, *, version: str = "", id: SequenceId | None = None
+    ) -> AsyncInferSequence:
+        """The requests of one sequence, in an `async with` block. Without `id` it gets its own."""
+        return AsyncInferSequence(partial(self.infer, model, version=version), id)
 
 
 async def _drawn(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
@@ -230,7 +136,3 @@ async def _drawn(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     else:
         for item in items:
             yield item
-
-
-def _translated(error: Any) -> ClientError:
-    return of_status(error.code(), error.details(), error.trailing_metadata())

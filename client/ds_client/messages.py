@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ds_client.errors import ClientError, InvalidRequest, ServerFailure
+from ds_client.errors import ClientError, InvalidRequest, ServerFailure, of_kind
 from ds_client.tensors import Array, Tensor, decode, decode_contents, encode
 from ds_proto import grpc_service_pb2 as pb
 
 Inputs = Mapping[str, ArrayLike | Tensor]
 Parameters = Mapping[str, bool | int | float | str]
 Outputs = dict[str, Array]
+Read = Callable[[int, int], bytes]
+"""Gives the bytes of shared memory at an offset, of a size."""
 
+REGION = "shared_memory_region"
 FINAL = "triton_final_response"
 ASK_FINAL = "triton_enable_empty_final_response"
 """Asks for a last answer that is marked as such, even if it is empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """`shape` has -1 where a dimension may vary; the batch dimension is included."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a model takes and gives."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """Who answers, and which extensions of the protocol it speaks."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Duration:
-    """How often something happened, and the seconds that it took in all."""
-
-    count: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of one model version since it was loaded.
-
-    `rows` have run in `executions` of the engine. `durations` by what was timed: success, fail,
-    queue, compute_input, compute_infer, compute_output, cache_hit, cache_miss.
-    """
-
-    name: str
-    version: str
-    rows: int
-    executions: int
-    durations: dict[str, Duration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +87,19 @@ def generate_request(
     return infer_request(target, inputs, "0")
 
 
-def outputs_of(message: pb.ModelInferResponse) -> Outputs:
-    """The arrays by name. Raises ServerFailure where the message contradicts itself."""
+def outputs_of(message: pb.ModelInferResponse, shared: Read | None = None) -> Outputs:
+    """The arrays by name, those in shared memory by way of `shared`. Raises ServerFailure where
+    the message contradicts itself.
+    """
     raw = message.raw_output_contents
     if raw and len(raw) != len(message.outputs):
         raise ServerFailure(f"{len(message.outputs)} outputs came with {len(raw)} raw contents")
     arrays: Outputs = {}
     for index, output in enumerate(message.outputs):
         name, datatype, shape = output.name, output.datatype, tuple(output.shape)
-        if raw:
+        if REGION in output.parameters:
+            arrays[name] = decode(name, datatype, shape, _fetched(name, output.parameters, shared))
+        elif raw:
             arrays[name] = decode(name, datatype, shape, raw[index])
         else:
             fields = output.contents.ListFields()
@@ -153,17 +108,42 @@ def outputs_of(message: pb.ModelInferResponse) -> Outputs:
     return arrays
 
 
-def reply_of(message: pb.ModelStreamInferResponse) -> Reply:
-    """One message of a stream whose requests have their numbers as ids."""
-    answer = message.infer_response
-    if not answer.id.isdecimal():
+def number_of(message: pb.ModelStreamInferResponse) -> int:
+    """Which request of a stream an answer is for; their numbers are their ids. Raises
+    ServerFailure.
+    """
+    id = message.infer_response.id
+    if not id.isdecimal():
         raise ServerFailure(
-            message.error_message or f"an answer came for request {answer.id!r}, never sent"
+            message.error_message or f"an answer came for request {id!r}, never sent"
         )
-    error = ClientError(message.error_message) if message.error_message else None
+    return int(id)
+
+
+def reply_of(message: pb.ModelStreamInferResponse, shared: Read | None = None) -> Reply:
+    """One message of a stream whose requests have their numbers as ids. Raises ServerFailure."""
+    answer = message.infer_response
+    number = number_of(message)
+    error = _error_of(message) if message.error_message else None
     final = answer.parameters[FINAL].bool_param if FINAL in answer.parameters else True
-    arrays = {} if error is not None else outputs_of(answer)
-    return Reply(int(answer.id), final, arrays, error)
+    arrays = {} if error is not None else outputs_of(answer, shared)
+    return Reply(number, final, arrays, error)
+
+
+def _error_of(message: pb.ModelStreamInferResponse) -> ClientError:
+    """ds-serve tells the kind of an error by parameters, where other servers have a text alone."""
+    said = message.infer_response.parameters
+    if "error_kind" not in said:
+        return ClientError(message.error_message)
+    retry_after = said["retry_after"].double_param if "retry_after" in said else None
+    return of_kind(said["error_kind"].string_param, message.error_message, retry_after)
+
+
+def _fetched(name: str, said: Any, shared: Read | None) -> bytes:
+    if shared is None:
+        raise ServerFailure(f"output {name!r} is in shared memory, which was not asked for")
+    offset = said["shared_memory_offset"].int64_param if "shared_memory_offset" in said else 0
+    return shared(offset, said["shared_memory_byte_size"].int64_param)
 
 
 def text_of(outputs: Outputs) -> str:
@@ -172,40 +152,6 @@ def text_of(outputs: Outputs) -> str:
     if pieces is None:
         return ""
     return "".join(bytes(piece).decode("utf-8", "replace") for piece in pieces.reshape(-1))
-
-
-def model_info(message: pb.ModelMetadataResponse) -> ModelInfo:
-    return ModelInfo(
-        name=message.name,
-        versions=tuple(message.versions),
-        platform=message.platform,
-        inputs=tuple(_tensor_info(tensor) for tensor in message.inputs),
-        outputs=tuple(_tensor_info(tensor) for tensor in message.outputs),
-    )
-
-
-def server_info(message: pb.ServerMetadataResponse) -> ServerInfo:
-    return ServerInfo(message.name, message.version, tuple(message.extensions))
-
-
-def statistics_of(message: pb.ModelStatisticsResponse) -> list[Statistics]:
-    return [
-        Statistics(
-            name=model.name,
-            version=model.version,
-            rows=model.inference_count,
-            executions=model.execution_count,
-            durations={
-                field.name: Duration(value.count, value.ns / 1e9)
-                for field, value in model.inference_stats.ListFields()
-            },
-        )
-        for model in message.model_stats
-    ]
-
-
-def _tensor_info(message: pb.ModelMetadataResponse.TensorMetadata) -> TensorInfo:
-    return TensorInfo(message.name, message.datatype, tuple(message.shape))
 
 
 def _set(name: str, target: pb.InferParameter, value: bool | int | float | str) -> None:
@@ -219,3 +165,10 @@ def _set(name: str, target: pb.InferParameter, value: bool | int | float | str) 
         setattr(target, field, value)
     except ValueError as error:
         raise InvalidRequest(f"parameter {name!r}: {error}") from None
+
+
+def with_timeout(parameters: Parameters | None, seconds: float | None) -> Parameters | None:
+    """The parameters, with what the server may take for the request."""
+    if seconds is None:
+        return parameters
+    return {**(parameters or {}), "timeout": max(1, round(seconds * 1e6))}

@@ -32,6 +32,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
         "FP64": "<f8",
     }.items()
 }
+WIDTHS = {name: dtype.itemsize for name, dtype in _DTYPES.items()} | {"BF16": 2}
+"""Bytes of an element, where it has a fixed number."""
+
 _NAMES = {dtype.newbyteorder("="): name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<I")
 
@@ -72,6 +75,19 @@ def encode(name: str, value: ArrayLike | Tensor) -> Tensor:
     if datatype is None:
         raise InvalidRequest(f"input {name!r}: numpy's {array.dtype} cannot be sent")
     return Tensor(datatype, array.shape, array.astype(_DTYPES[datatype], copy=False).tobytes())
+
+
+def numbers(value: ArrayLike | Tensor) -> tuple[str, Array] | None:
+    """The datatype of an input, and the array whose elements are its raw form as they are; None
+    where it has none, or cannot be sent.
+    """
+    if isinstance(value, Tensor):
+        return None
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        return "BF16", array
+    datatype = _NAMES.get(array.dtype.newbyteorder("="))
+    return None if datatype is None else (datatype, array.astype(_DTYPES[datatype], copy=False))
 
 
 def decode(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Array:

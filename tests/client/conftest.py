@@ -1,7 +1,9 @@
-"""A small server of the whole contract that answers with what it was asked."""
+"""A small server of the whole contract that answers with what it was asked, and both clients."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import struct
 import threading
@@ -12,6 +14,7 @@ from concurrent import futures
 import grpc
 import pytest
 
+from ds_client import AsyncClient, Client
 from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import METHODS, SERVICE
 
@@ -170,3 +173,53 @@ def address(echo):
     server.start()
     yield f"127.0.0.1:{port}"
     server.stop(0).wait()
+
+
+class Awaited:
+    """An AsyncClient that is called without await, so that one test tries both clients."""
+
+    def __init__(self, runner: asyncio.Runner, client: AsyncClient) -> None:
+        self._runner = runner
+        self._client = client
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            result = getattr(self._client, name)(*arguments, **options)
+            if inspect.isasyncgen(result):
+                return self._drawn(result)
+            return self._runner.run(result)
+
+        return call
+
+    def _drawn(self, items):
+        async def following():
+            return await anext(items, None)
+
+        try:
+            while (item := self._runner.run(following())) is not None:
+                yield item
+        finally:
+            self._runner.run(items.aclose())
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def connect(request, address):
+    """Makes a client of either kind, and closes it in the end."""
+    runner = asyncio.Runner()
+    opened = []
+
+    def make(**options):
+        kind = Client if request.param == "blocking" else AsyncClient
+        client = kind(address, **options)
+        opened.append(client if request.param == "blocking" else Awaited(runner, client))
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        client.close()
+    runner.close()
+
+
+@pytest.fixture
+def client(connect):
+    return connect(timeout=10, retry=None)
