@@ -169,6 +169,12 @@ def test_parameters_name_other_batch_axes(apply):
     assert spec == VAD
 
 
+def test_labels_name_the_elements_of_an_output(apply, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n", encoding="utf-8")
+    spec = apply('output { name: "y" label_filename: "labels.txt" }')
+    assert spec.outputs[0].labels == ("cat", "dog")
+
+
 def test_every_field_is_honoured_or_refused(apply):
     """Whatever the contract offers is either used by the tests above or refused by name."""
     used = [
@@ -235,7 +241,8 @@ def fill(message, field) -> None:
         ("input { name: 'x' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not"),
         ("input { name: 'x' optional: true }", "field 'input.optional' is not supported"),
         ("input { name: 'x' format: FORMAT_NHWC }", "field 'input.format' is not supported"),
-        ("output { name: 'y' label_filename: 'l' }", "field 'output.label_filename' is not"),
+        ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' is not there"),
+        ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
         ("sequence_batching { }", "field 'sequence_batching' is not supported"),
         (
             "dynamic_batching { priority_levels: 2 }",

@@ -94,7 +94,6 @@ def decode(
     view = memoryview(body)
     split = _header_length(headers, len(body))
     parsed = _parsed(view[:split])
-    seconds = header_timeout(headers, timeout)
     schedule = None
     if parsed.parameters:
         _check_parameters(parsed.parameters)
@@ -104,7 +103,7 @@ def decode(
         version=version,
         inputs=_inputs(parsed.inputs, view[split:], regions),
         arrived=arrived,
-        deadline=arrived + seconds,
+        deadline=arrived + header_timeout(headers, timeout),
         id=parsed.id,
         outputs=tuple([output.name for output in parsed.outputs]),
         parameters=parsed.parameters,
