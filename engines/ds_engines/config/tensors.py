@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ds_engines.config.labels import labelled
 from ds_engines.config.refusals import Honoured, honoured, refuse_other
 from ds_engines.config_message import type_name, without
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
 
-_HONOURED: Honoured = honoured("name", "data_type", "dims")
+_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename")
 
 
 def overlaid(
@@ -33,7 +34,10 @@ def overlaid(
         seen.add(tensor.name)
         refuse_other(tensor, source, f"{what}.", _HONOURED)
         _check_type(found[tensor.name], tensor, where)
-        found[tensor.name] = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
+        shaped = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
+        if isinstance(tensor, ModelOutput):
+            shaped = labelled(spec, shaped, tensor, source)
+        found[tensor.name] = shaped
     return tuple(found.values())
 
 
