@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from functools import partial
 
 import grpc
 import pytest
@@ -39,6 +41,11 @@ class EchoService:
         self.requests: list[pb.ModelInferRequest] = []
         self.stream_ended = threading.Event()
         self.ready = True
+        self.failures: list[tuple[grpc.StatusCode, str, tuple]] = []  # one for each request
+        self.streams = 0
+        self.peers: set[str] = set()
+        self.hold = threading.Event()  # what the model "held" waits for
+        self.loaded: list[object] = []
 
     def handler(self, name: str) -> grpc.RpcMethodHandler:
         method = METHODS[name]
@@ -88,6 +95,7 @@ class EchoService:
 
     def ModelInfer(self, request, context):
         self.headers = dict(context.invocation_metadata())
+        self.peers.add(context.peer())
         self.requests.append(request)
         self._fail(request.model_name, context)
         if request.model_name == "slow":
@@ -95,6 +103,7 @@ class EchoService:
         return self._echo(request)
 
     def ModelStreamInfer(self, requests, context):
+        self.streams += 1
         context.add_callback(self.stream_ended.set)
         for request in requests:
             self.requests.append(request)
@@ -104,12 +113,36 @@ class EchoService:
             elif request.model_name == "grumpy" and request.id == "1":
                 about = pb.ModelInferResponse(id=request.id)
                 yield pb.ModelStreamInferResponse(error_message="not now", infer_response=about)
+            elif request.model_name == "typed-refusal":
+                about = pb.ModelInferResponse(id=request.id)
+                about.parameters["error_kind"].string_param = "Overloaded"
+                about.parameters["retry_after"].double_param = 2.5
+                yield pb.ModelStreamInferResponse(error_message="full", infer_response=about)
             else:
                 yield pb.ModelStreamInferResponse(infer_response=self._echo(request))
 
+    def RepositoryIndex(self, request, _context):
+        answer = pb.RepositoryIndexResponse()
+        answer.models.add(name="echo", version="1", state="READY")
+        if not request.ready:
+            answer.models.add(name="sleeper", state="UNAVAILABLE", reason="unloaded")
+        return answer
+
+    def RepositoryModelLoad(self, request, context):
+        self._fail(request.model_name, context)
+        self.loaded.append(request)
+        return pb.RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(self, request, context):
+        self._fail(request.model_name, context)
+        self.loaded.append(request)
+        return pb.RepositoryModelUnloadResponse()
+
     def _fail(self, model: str, context) -> None:
-        if model in FAILURES:
-            code, message, trailers = FAILURES[model]
+        if model == "held":
+            self.hold.wait(10)
+        if self.failures or model in FAILURES:
+            code, message, trailers = self.failures.pop(0) if self.failures else FAILURES[model]
             context.set_trailing_metadata(trailers)
             context.abort(code, message)
 
@@ -164,15 +197,51 @@ def echo():
     return EchoService()
 
 
+class Servers:
+    """Starts servers of the contract, which end with the test."""
+
+    def __init__(self) -> None:
+        self._servers: list[grpc.Server] = []
+        self._timers: list[threading.Timer] = []
+
+    def start(self, echo: EchoService, port: int = 0, credentials=None) -> int:
+        """The port it listens at."""
+        server = grpc.server(futures.ThreadPoolExecutor(4))
+        handlers = {name: echo.handler(name) for name in METHODS}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        if credentials is None:
+            port = server.add_insecure_port(f"127.0.0.1:{port}")
+        else:
+            port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        server.start()
+        self._servers.append(server)
+        return port
+
+    def later(self, echo: EchoService, port: int, seconds: float) -> None:
+        self._timers.append(threading.Timer(seconds, self.start, (echo, port)))
+        self._timers[-1].start()
+
+    def free_port(self) -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            return listener.getsockname()[1]
+
+    def stop(self) -> None:
+        for timer in self._timers:
+            timer.join()
+        for server in self._servers:
+            server.stop(0).wait()
+
+
 @pytest.fixture
-def address(echo):
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    handlers = {name: echo.handler(name) for name in METHODS}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
+def serve():
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture
+def address(serve, echo):
+    return f"127.0.0.1:{serve.start(echo)}"
 
 
 class Awaited:
@@ -203,12 +272,12 @@ class Awaited:
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def connect(request, address):
-    """Makes a client of either kind, and closes it in the end."""
+def connect_to(request):
+    """Makes a client of either kind of an address, and closes it in the end."""
     runner = asyncio.Runner()
     opened = []
 
-    def make(**options):
+    def make(address, **options):
         kind = Client if request.param == "blocking" else AsyncClient
         client = kind(address, **options)
         opened.append(client if request.param == "blocking" else Awaited(runner, client))
@@ -218,6 +287,12 @@ def connect(request, address):
     for client in opened:
         client.close()
     runner.close()
+
+
+@pytest.fixture
+def connect(connect_to, address):
+    """Makes a client of either kind of the echo server."""
+    return partial(connect_to, address)
 
 
 @pytest.fixture
