@@ -7,12 +7,14 @@ from pathlib import Path
 
 from fastapi.routing import APIRoute
 
-from ds_proto.service import METHODS
+from ds_proto.service import METHODS, SERVICE
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.grpc import server
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http import rest
+from ds_serve.gateway.http.request_ids import RequestIds
 
 PAGE = Path(__file__).parents[2] / "docs/conformance.md"
 STATES = {"supported", "refused", "ignored", "not applicable"}
@@ -41,8 +43,10 @@ def routes() -> set[str]:
     }
 
 
-def test_every_call_is_in_the_table() -> None:
-    assert table("gRPC calls").keys() == METHODS.keys()
+def test_every_call_and_service_is_in_the_table() -> None:
+    service = InferenceService(Gateway(Limits()), Budget(1, 1))
+    others = server.services(service, RequestIds()).keys() - {SERVICE}
+    assert table("gRPC calls").keys() == METHODS.keys() | others
 
 
 def test_every_call_has_a_method() -> None:

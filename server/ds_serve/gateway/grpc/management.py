@@ -21,17 +21,17 @@ class Management:
     """GRPCInferenceService but ModelInfer and ModelStreamInfer, which a subclass adds."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+        self.gateway = gateway
 
     async def ServerLive(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:  # noqa: N802
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:  # noqa: N802
-        return pb.ServerReadyResponse(ready=self._gateway.ready)
+        return pb.ServerReadyResponse(ready=self.gateway.ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
         try:
-            state = self._gateway.state(request.name, request.version)
+            state = self.gateway.state(request.name, request.version)
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=state.state == READY)
@@ -46,17 +46,17 @@ class Management:
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest
     ) -> pb.ModelMetadataResponse:
-        spec = self._gateway.spec(request.name, request.version)
+        spec = self.gateway.spec(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=spec.name,
-            versions=describe.versions(self._gateway.states(), spec),
+            versions=describe.versions(self.gateway.states(), spec),
             platform=spec.platform,
             inputs=[_tensor(tensor) for tensor in spec.inputs],
             outputs=[_tensor(tensor) for tensor in spec.outputs],
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:  # noqa: N802
-        spec = self._gateway.spec(request.name, request.version)
+        spec = self.gateway.spec(request.name, request.version)
         return pb.ModelConfigResponse(config=config_pbtxt.describe(spec))
 
     async def ModelStatistics(  # noqa: N802
@@ -64,8 +64,8 @@ class Management:
     ) -> pb.ModelStatisticsResponse:
         """Of the model named, or of every model that is ready."""
         response = pb.ModelStatisticsResponse()
-        for spec in describe.asked_for(self._gateway, request.name, request.version):
-            counted = await self._gateway.statistics(spec.name, spec.version)
+        for spec in describe.asked_for(self.gateway, request.name, request.version):
+            counted = await self.gateway.statistics(spec.name, spec.version)
             response.model_stats.append(describe.statistics(spec, counted))
         return response
 
@@ -73,7 +73,7 @@ class Management:
         self, request: pb.RepositoryIndexRequest
     ) -> pb.RepositoryIndexResponse:
         response = pb.RepositoryIndexResponse()
-        for entry in await self._gateway.control.index(request.ready):
+        for entry in await self.gateway.control.index(request.ready):
             response.models.add(
                 name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
             )
@@ -84,7 +84,7 @@ class Management:
     ) -> pb.RepositoryModelLoadResponse:
         describe.check_repository(request.repository_name)
         config, files = _overrides(request.parameters)
-        await self._gateway.control.load(request.model_name, config, files)
+        await self.gateway.control.load(request.model_name, config, files)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
@@ -92,14 +92,14 @@ class Management:
     ) -> pb.RepositoryModelUnloadResponse:
         describe.check_repository(request.repository_name)
         dependents = request.parameters[UNLOAD_DEPENDENTS].bool_param
-        await self._gateway.control.unload(request.model_name, dependents)
+        await self.gateway.control.unload(request.model_name, dependents)
         return pb.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(  # noqa: N802
         self, request: pb.SystemSharedMemoryStatusRequest
     ) -> pb.SystemSharedMemoryStatusResponse:
         response = pb.SystemSharedMemoryStatusResponse()
-        for name, region in self._gateway.regions.status(request.name).items():
+        for name, region in self.gateway.regions.status(request.name).items():
             response.regions[name].name = name
             response.regions[name].key = region.key
             response.regions[name].offset = region.offset
@@ -110,13 +110,13 @@ class Management:
         self, request: pb.SystemSharedMemoryRegisterRequest
     ) -> pb.SystemSharedMemoryRegisterResponse:
         region = Region(request.name, request.key, request.offset, request.byte_size)
-        self._gateway.regions.register(region)
+        self.gateway.regions.register(region)
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(  # noqa: N802
         self, request: pb.SystemSharedMemoryUnregisterRequest
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._gateway.regions.unregister(request.name)
+        self.gateway.regions.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(  # noqa: N802
@@ -139,7 +139,7 @@ class Management:
     async def TraceSetting(self, request: pb.TraceSettingRequest) -> pb.TraceSettingResponse:  # noqa: N802
         changes = {name: list(given.value) or None for name, given in request.settings.items()}
         response = pb.TraceSettingResponse()
-        values = await self._gateway.control.trace(request.model_name, changes)
+        values = await self.gateway.control.trace(request.model_name, changes)
         for name, value in values.items():
             response.settings[name].value.extend(value)
         return response
@@ -147,7 +147,7 @@ class Management:
     async def LogSettings(self, request: pb.LogSettingsRequest) -> pb.LogSettingsResponse:  # noqa: N802
         changes = {name: _choice(given) for name, given in request.settings.items()}
         response = pb.LogSettingsResponse()
-        for name, value in (await self._gateway.control.log(changes)).items():
+        for name, value in (await self.gateway.control.log(changes)).items():
             setting = response.settings[name]
             if isinstance(value, bool):
                 setting.bool_param = value

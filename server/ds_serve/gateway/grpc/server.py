@@ -14,12 +14,15 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from ds_engines.errors import EngineFailure, InvalidRequest, ServeError, Unsupported
+from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
-from ds_serve.gateway.grpc import envoy
+from ds_serve.gateway.gateway import Gateway
+from ds_serve.gateway.grpc import envoy, reflection
 from ds_serve.gateway.grpc.errors import refusal
+from ds_serve.gateway.grpc.health import HEALTH, Health
 from ds_serve.gateway.grpc.quick import QuickServer
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
@@ -30,6 +33,7 @@ ID = HEADER.decode()
 WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Methods = dict[str, Any]
 
 
 def build(service: InferenceService, carrier: str, address: str, largest: int) -> grpc.aio.Server:
@@ -41,26 +45,48 @@ def build(service: InferenceService, carrier: str, address: str, largest: int) -
         ("grpc.max_concurrent_streams", 10_000),
     ]
     ids = RequestIds()
-    handlers = {name: _handler(service, name, ids) for name in METHODS}
     server: grpc.aio.Server
     if carrier == "grpcio":
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    elif carrier == "pyvoy":
+        server = envoy.application.build(service, ids, options, largest)
     else:
-        if carrier == "pyvoy":
-            server = envoy.application.build(service, ids, options, largest)
+        server = QuickServer(service, ids, options)
+    for name, methods in services(service, ids).items():
+        if carrier == "grpcio":
+            generic = grpc.method_handlers_generic_handler(name, methods)
+            server.add_generic_rpc_handlers((generic,))
         else:
-            server = QuickServer(service, ids, options)
-        server.add_registered_method_handlers(SERVICE, handlers)
+            server.add_registered_method_handlers(name, methods)
     server.add_insecure_port(address)
     return server
+
+
+def services(service: InferenceService, ids: RequestIds) -> dict[str, Methods]:
+    """Every service of the port by its name, and its methods by theirs."""
+    return {
+        SERVICE: {name: _handler(service, name, ids) for name in METHODS},
+        HEALTH: _health(service.gateway, ids),
+        reflection.V1: {reflection.METHOD: reflection.handler()},
+        reflection.ALPHA: {reflection.METHOD: reflection.handler()},
+    }
+
+
+def _health(gateway: Gateway, ids: RequestIds) -> Methods:
+    health = Health(gateway)
+    request, write = HealthCheckRequest, HealthCheckResponse.SerializeToString
+    check = _unary(health.check, "Check", ids)
+    return {
+        "Check": grpc.unary_unary_rpc_method_handler(check, _reader(request), write),
+        "Watch": grpc.unary_stream_rpc_method_handler(health.watch, request.FromString, write),
+    }
 
 
 def _handler(
     service: InferenceService, name: str, ids: RequestIds
 ) -> grpc.RpcMethodHandler[Any, Any]:
     method = METHODS[name]
-    call: Any = getattr(service, name, None) or _missing(name)
+    call = getattr(service, name)
     read = _reader(method.request)
     write: Any = method.response.SerializeToString
     if method.server_streaming:
@@ -80,13 +106,6 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
             return InvalidRequest(f"the request's bytes are no {kind.DESCRIPTOR.full_name}")
 
     return read
-
-
-def _missing(name: str) -> Callable[[Any], Awaitable[Any]]:
-    async def missing(request: Any) -> Any:
-        raise Unsupported(f"{name} is not offered by this server")
-
-    return missing
 
 
 def _unary(

@@ -73,7 +73,7 @@ class InferenceService(Management):
 
     def answers_often(self, request: pb.ModelInferRequest) -> bool:
         """Whether the model may give several answers. Raises NotFound, Unavailable."""
-        return self._gateway.spec(request.model_name, request.model_version).task == "text"
+        return self.gateway.spec(request.model_name, request.model_version).task == "text"
 
     async def replies(
         self, request: pb.ModelInferRequest, timeout: float | None
@@ -83,11 +83,11 @@ class InferenceService(Management):
         trace = self._trace()
         self._budget.take(size)
         try:
-            seconds, regions = self._seconds(request.model_name, timeout), self._gateway.regions
+            seconds, regions = self._seconds(request.model_name, timeout), self.gateway.regions
             typed, wanted = codec.decode(request, seconds, regions=regions)
             typed.trace = trace
             empty_too = codec.wants_empty_final(request)
-            async for reply in self._gateway.submit(typed):
+            async for reply in self.gateway.submit(typed):
                 if reply.final and not reply.outputs and not empty_too:
                     continue
                 message = codec.encode(self._ranked(reply, wanted), wanted.places, regions)
@@ -103,12 +103,12 @@ class InferenceService(Management):
     def _ranked(self, reply: InferReply, wanted: codec.Wanted) -> InferReply:
         if not wanted.classes:
             return reply
-        spec = self._gateway.spec(reply.model, reply.version)
+        spec = self.gateway.spec(reply.model, reply.version)
         return classification.ranked(spec, wanted.classes, reply)
 
     def _trace(self) -> Trace | None:
         """Of the request that has just been read, where its turn has come."""
-        tracer = self._gateway.tracer
+        tracer = self.gateway.tracer
         trace = tracer.begin("GRPC_WAITREAD_START") if tracer.on else None
         if trace is not None:
             trace.mark("GRPC_WAITREAD_END")
@@ -117,10 +117,10 @@ class InferenceService(Management):
     def _keep(self, trace: Trace) -> None:
         """The answer is with what carries it, which sends it by and by."""
         trace.mark("GRPC_SEND_END")
-        self._gateway.tracer.keep(trace)
+        self.gateway.tracer.keep(trace)
 
     def _seconds(self, model: str, timeout: float | None) -> float:
-        most = self._gateway.seconds(model)
+        most = self.gateway.seconds(model)
         return most if timeout is None else min(timeout, most)
 
 
@@ -145,15 +145,15 @@ class _Call:
         self._size = size
         try:
             seconds = service._seconds(request.model_name, timeout)
-            regions = service._gateway.regions
+            regions = service.gateway.regions
             typed, wanted = codec.decode(request, seconds, raw, regions)
             typed.trace = self._trace
             self._places = wanted.places
             answer: InferDone = self._answer
             if wanted.classes:
-                spec = service._gateway.spec(request.model_name, request.model_version)
+                spec = service.gateway.spec(request.model_name, request.model_version)
                 answer = classification.done(spec, wanted.classes, answer)
-            self._abandon = service._gateway.begin(typed, answer)
+            self._abandon = service.gateway.begin(typed, answer)
         except BaseException:
             self._end()
             raise
@@ -172,7 +172,7 @@ class _Call:
             self._done(outcome)
             return
         try:
-            message = codec.encode(outcome, self._places, self._service._gateway.regions)
+            message = codec.encode(outcome, self._places, self._service.gateway.regions)
         except ServeError as error:
             self._done(error)
             return
