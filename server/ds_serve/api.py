@@ -25,14 +25,15 @@ OnReady = Callable[["Supervisor"], None]
 class InferenceServer:
     """A server for one model or several; every setting of the command line is an argument.
 
-    `model_path`: a path or catalogue name, or a list of them, each optionally `NAME=VALUE`.
+    `model_path`: a path or catalogue name, or a list of them, each optionally `NAME=VALUE`; it
+    may be left out where `model_repository` names folders of models.
     `batch_size`: the largest batch that requests are joined into.
     Raises ConfigError for a model or setting that cannot be, LoadError for a failed download.
     """
 
     def __init__(
         self,
-        model_path: str | Path | Sequence[str | Path],
+        model_path: str | Path | Sequence[str | Path] = (),
         device: str = "auto",
         batch_size: int | None = None,
         **settings: Any,
@@ -40,8 +41,11 @@ class InferenceServer:
         paths = [model_path] if isinstance(model_path, str | Path) else list(model_path)
         if batch_size is not None:
             settings["max_batch_size"] = batch_size
-        self._settings = _settings({**settings, "device": device})
-        self._sources = resolve([str(path) for path in paths])
+        for name in ("model_repository", "load_model"):
+            if name in settings:
+                settings[name] = _strings(settings[name])
+        made = _settings({**settings, "device": device})
+        self._settings, self._sources = plan(made, [str(path) for path in paths])
 
     def run(
         self, host: str = "127.0.0.1", port: int | None = None, grpc_port: int | None = None
@@ -61,17 +65,23 @@ class InferenceServer:
             raise EngineFailure("the server ended because it had no model to serve; see its log")
 
 
-def resolve(models: Sequence[str]) -> list[ModelSource]:
-    """The models that these arguments mean, fetched where need be, with progress on stderr."""
+def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[ModelSource]]:
+    """What `--model` arguments mean, fetched where need be, with progress on stderr.
+
+    Those that are repositories are added to the settings'.
+    """
     from ds_serve import catalogue  # noqa: PLC0415
     from ds_serve import models as known  # noqa: PLC0415
     from ds_serve.catalogue.progress import progress_on  # noqa: PLC0415
 
-    if not models:
+    more = tuple(model for model in models if known.is_repository(model))
+    settings = msgspec.structs.replace(settings, model_repository=settings.model_repository + more)
+    rest = [model for model in models if model not in more]
+    if not rest and not settings.model_repository:
         raise ConfigError("no model is given: --model takes a file, a folder or a catalogue name")
     with progress_on(sys.stderr) as progress:
-        return known.resolve_all(
-            list(models), fetch=lambda name: catalogue.fetch(name, progress=progress)
+        return settings, known.resolve_all(
+            rest, fetch=lambda name: catalogue.fetch(name, progress=progress)
         )
 
 
@@ -99,3 +109,8 @@ def _settings(values: dict[str, Any]) -> Settings:
     settings = Settings(**values)
     settings.check()
     return settings
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str | Path) else value
+    return tuple(map(str, values))

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ds_engines.errors import ServeError
-from ds_serve import __version__, api, logs
+from ds_serve import __version__, api, logs, triton_flags
 from ds_serve.settings import Settings, flag
 
 USAGE_ERROR = 2
 
 HELP = {
+    "model_repository": "a folder of models in Triton's layout; may be repeated",
+    "model_control_mode": "none (load all at the start), poll (follow the repository's changes) or "
+    "explicit (clients load and unload)",
+    "load_model": "a model to load at the start in mode explicit, * for all; may be repeated",
+    "repository_poll_secs": "seconds from one look at the repository to the next, in mode poll",
+    "strict_readiness": "whether the server is ready only while all its models are",
+    "exit_on_error": "end, with status 1, when a model cannot be loaded at the start",
     "host": "address to listen on",
     "http_port": "port for HTTP; 0 for a free one",
     "grpc_port": "port for gRPC; 0 for a free one",
@@ -37,7 +44,7 @@ HELP = {
     "trace_rate": "trace one request in so many",
     "trace_count": "traces to make at most; -1: no end",
     "trace_log_frequency": "traces for each file, X.0, X.1 and so on; 0: one file",
-    "log_format": "text or json",
+    "log_format": "text, json, or ISO8601 for text with whole dates",
     "log_level": "debug, info, warning or error",
 }
 
@@ -67,7 +74,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _add(made: argparse.ArgumentParser, name: str, default: Any) -> None:
     if isinstance(default, bool):
-        made.add_argument(flag(name), action="store_true", help=HELP[name])
+        made.add_argument(
+            flag(name), type=boolean, nargs="?", const=True, default=default, metavar="true|false",
+            help=f"{HELP[name]} (default: {str(default).lower()})",
+        )  # fmt: skip
+        return
+    if isinstance(default, tuple):
+        made.add_argument(flag(name), action="append", default=[], metavar="X", help=HELP[name])
         return
     shown = f" (default: {default})" if default not in ("", 0) else ""
     made.add_argument(
@@ -75,10 +88,26 @@ def _add(made: argparse.ArgumentParser, name: str, default: Any) -> None:
     )
 
 
+def boolean(text: str) -> bool:
+    """A flag's value, as Triton reads it."""
+    if text.lower() in ("true", "1", "on"):
+        return True
+    if text.lower() in ("false", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit status: 0 after a clean stop, 1 with no model left, 2 for a wrong call."""
-    arguments = vars(parser().parse_args(argv))
+    try:
+        given = triton_flags.translate(sys.argv[1:] if argv is None else argv)
+    except ServeError as error:
+        print(f"ds-serve: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    arguments = vars(parser().parse_args(given))
     models = arguments.pop("model")
+    for name in ("model_repository", "load_model"):
+        arguments[name] = tuple(arguments[name])
     if arguments.pop("list_models"):
         from ds_serve.catalogue import cli  # noqa: PLC0415
 
@@ -87,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(**arguments)
         settings.check()
         logs.configure(settings.log_format, settings.log_level, "supervisor")
-        return api.serve(settings, api.resolve(models))
+        return api.serve(*api.plan(settings, models))
     except ServeError as error:
         print(f"ds-serve: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -72,11 +72,9 @@ in_flight = Gauge(
     ("protocol",),
     multiprocess_mode="livesum",
 )
-worker_restarts = Counter(
-    "ds_worker_restarts", "Times that a worker was started again.", ("model",)
-)
+worker_restarts = Counter("ds_worker_restarts", "Times that a worker was started again.", MODEL)
 model_ready = Gauge(
-    "ds_model_ready", "1 while the model answers.", ("model",), multiprocess_mode="livemax"
+    "ds_model_ready", "1 while the model answers.", MODEL, multiprocess_mode="livemax"
 )
 load = Gauge(
     "ds_load",

@@ -32,7 +32,8 @@ class ModelSource(msgspec.Struct, frozen=True):
     """One model to serve.
 
     `artifact` is the model file, `config` the config.pbtxt that describes it, if there is one,
-    `why` one sentence for a person: which engine, and why that one.
+    `why` one sentence for a person: which engine, and why that one. `scratch` is a folder that
+    goes when the model does.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     why: str
     config: Path | None = None
     version: str = "1"
+    scratch: Path | None = None
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
@@ -93,8 +95,8 @@ def _split(argument: str) -> tuple[str | None, str]:
     name, equals, value = argument.partition("=")
     if not equals or "/" in name or Path(argument).exists():
         name, value = "", argument
-    elif not _is_name(name):
-        raise ConfigError(f"--model {argument}: {_bad_name(name)}")
+    elif not is_name(name):
+        raise ConfigError(f"--model {argument}: {bad_name(name)}")
     if not value:
         raise ConfigError(f"--model {argument!r} names no model; {_wanted()}")
     return name or None, value
@@ -104,11 +106,13 @@ def _wanted() -> str:
     return f"give a file, a folder or a catalogue name ({', '.join(catalogue.names())})"
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a model may have this name, which is never a path."""
     return bool(_NAME.match(name)) and name not in {".", ".."}
 
 
-def _bad_name(name: str) -> str:
+def bad_name(name: str) -> str:
+    """What is wrong with a name that `is_name` refuses."""
     return f"{name!r} cannot be a model's name, which is of letters, digits, '.', '_' and '-'"
 
 
@@ -127,24 +131,34 @@ def _from_path(name: str | None, path: Path, said: str) -> ModelSource:
     if not path.exists():
         raise ConfigError(_missing(path, said))
     file = _model_in(path) if path.is_dir() else path
-    task, engine, why = _ENGINES[format_of(file)]
     file = Path(os.path.normpath(file.absolute()))
     home = _home(file)
+    return source_of(
+        _require_name(name or _default_name(file, home), path),
+        file,
+        _config(file, home),
+        file.parent.name if file.parent != home else "1",
+    )
+
+
+def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:
+    """A model by its file. Raises ConfigError for one of a format that cannot be served."""
+    task, engine, why = _ENGINES[format_of(file)]
     return ModelSource(
-        name=_require_name(name or _default_name(file, home), path),
+        name=name,
         task=task,
         engine=engine,
         artifact=file,
-        config=_config(file, home),
+        config=config,
         why=f"{file.name} is {why}",
-        version=file.parent.name if file.parent != home else "1",
+        version=version,
     )
 
 
 def _require_name(name: str, path: Path) -> str:
-    if _is_name(name):
+    if is_name(name):
         return name
-    raise ConfigError(f"{path}: {_bad_name(name)}; name it yourself: --model NAME='{path}'")
+    raise ConfigError(f"{path}: {bad_name(name)}; name it yourself: --model NAME='{path}'")
 
 
 def _home(file: Path) -> Path:
@@ -167,15 +181,18 @@ def _config(file: Path, home: Path) -> Path | None:
 
 def _model_in(folder: Path) -> Path:
     """The one model file of a folder, or of its latest version folder."""
-    for place in (folder, *_versions(folder)):
-        files = _model_files(place)
-        if len(files) > 1:
-            names = ", ".join(file.name for file in files)
-            raise ConfigError(
-                f"the folder {place} holds several models ({names}); name one of them"
-            )
-        if files:
-            return files[0]
+    places = (folder, *_versions(folder))
+    return only_model_in(next(filter(_model_files, places), folder))
+
+
+def only_model_in(folder: Path) -> Path:
+    """The one model file right in a folder. Raises ConfigError where there are none or several."""
+    files = _model_files(folder)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ConfigError(f"the folder {folder} holds several models ({names}); name one of them")
+    if files:
+        return files[0]
     raise ConfigError(_no_model_in(folder))
 
 
@@ -186,7 +203,23 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in {".onnx", ".gguf"})
+    return sorted(filter(is_model_file, folder.iterdir()))
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether its name says that it is a model."""
+    return path.suffix.lower() in {".onnx", ".gguf"}
+
+
+def is_repository(argument: str) -> bool:
+    """Whether a `--model` argument is a folder that holds no model, but folders of models."""
+    folder = Path(argument).expanduser()
+    try:
+        if argument in catalogue.names() or not folder.is_dir() or _holds_model(folder):
+            return False
+        return any(_holds_model(path) for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return False
 
 
 def _no_model_in(folder: Path) -> str:

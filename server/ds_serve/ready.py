@@ -46,11 +46,17 @@ def announce(supervisor: Supervisor) -> None:
     fields = {"http": url, "grpc": grpc}
     log.info("ready", extra={"fields": fields})
     lines = [f"ds-serve is ready: HTTP {url} (docs at {url}/docs), gRPC {grpc}"]
-    why = {source.name: source.why for source in supervisor.sources}
-    ready = [state for state in supervisor.states() if state.state == READY]
-    for state in supervisor.states():
+    why = supervisor.why()
+    states = supervisor.states()
+    ready = [state for state in states if state.state == READY]
+    several = {state.name for state in states if state.version not in ("", "1")}
+    for state in states:
         says = why[state.name] if state in ready else f"{state.state}: {state.reason}"
-        lines.append(f"  {state.name}: {says}")
+        version = f" version {state.version}" if state.name in several and state.version else ""
+        lines.append(f"  {state.name}{version}: {says}")
+    if not ready:
+        print("\n".join([*lines, "  no model is loaded yet"]), flush=True)
+        return
     first = next((s for s in ready if s.spec and s.spec.task == "text"), ready[0])
     example = CHAT if first.spec and first.spec.task == "text" else TENSOR
     lines += ["", example.format(url=url, grpc=grpc, model=first.name)]

@@ -8,16 +8,21 @@ import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_serve.gateway.config import Limits
-from ds_serve.logs import FORMATS, LEVELS
+from ds_serve.logs import FORMATS, LEVELS, LogSettings
 from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
+CONTROL_MODES = ("none", "poll", "explicit")
 GRPC_SERVERS = ("native", "grpcio", "pyvoy")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Times are in seconds unless the name says otherwise, sizes in bytes."""
 
+    model_repository: tuple[str, ...] = ()
+    model_control_mode: str = "none"
+    load_model: tuple[str, ...] = ()
+    repository_poll_secs: int = 15
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
@@ -36,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hang_timeout: float = 30.0
     max_request_bytes: int = Limits().max_request_bytes
     max_bytes_in_flight: int = Limits().max_bytes_in_flight
+    strict_readiness: bool = True
+    exit_on_error: bool = False
     exit_on_model_failure: bool = False
     trace_file: str = ""
     trace_rate: int = TraceSettings().trace_rate
@@ -54,14 +61,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def logs(self) -> LogSettings:
+        return LogSettings.at(self.log_level, self.log_format)
+
+    @property
     def tracing(self) -> TraceSettings:
-        """What each gateway is told; `trace_count` is shared out among them."""
-        count = self.trace_count
+        """Of the whole server."""
         return TraceSettings(
             trace_file=str(Path(self.trace_file).absolute()) if self.trace_file else "",
             trace_level=TIMESTAMPS if self.trace_file else OFF,
             trace_rate=self.trace_rate,
-            trace_count=-(-count // self.gateways) if count > 0 else count,
+            trace_count=self.trace_count,
             log_frequency=self.trace_log_frequency,
         )
 
@@ -75,7 +85,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self._require(name, 0 <= getattr(self, name) <= HIGHEST_PORT, f"0 to {HIGHEST_PORT}")
         if self.http_port == self.grpc_port != 0:
             raise ConfigError(f"--http-port and --grpc-port are both {self.http_port}")
-        for name in ("gateways", "max_batch_size", "max_queue_size", "max_request_bytes"):
+        for name in (
+            "gateways",
+            "repository_poll_secs",
+            "max_batch_size",
+            "max_queue_size",
+            "max_request_bytes",
+        ):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("trace_rate", self.trace_rate >= 1, "1 or more")
         self._require("trace_count", self.trace_count >= -1, "-1 or more")
@@ -83,6 +99,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("request_timeout", "text_timeout", "hang_timeout"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        mode = self.model_control_mode
+        self._require("model_control_mode", mode in CONTROL_MODES, " or ".join(CONTROL_MODES))
+        if self.load_model and mode != "explicit":
+            raise ConfigError(
+                f"--load-model {self.load_model[0]} needs --model-control-mode=explicit, but the "
+                f"mode is {mode}"
+            )
         self._require("grpc_server", self.grpc_server in GRPC_SERVERS, " or ".join(GRPC_SERVERS))
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
         self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class TraceSettings(msgspec.Struct, frozen=True):
     trace_count: int = -1
     log_frequency: int = 0
 
+    @property
+    def on(self) -> bool:
+        return bool(self.trace_level == TIMESTAMPS and self.trace_file and self.trace_count)
+
 
 class Trace:
     """One request's times."""
@@ -79,60 +83,92 @@ class Trace:
         self.mark("REQUEST_END")
 
 
-class Tracer:
-    """Picks the requests to trace and writes their traces. `on` is all that others cost."""
+class Sampler:
+    """Says which requests are traced by its settings."""
 
-    def __init__(self, settings: TraceSettings | None = None) -> None:
-        self.on = False
-        self._waiting: list[Trace] = []
-        self.update(settings or TraceSettings())
-
-    def update(self, settings: TraceSettings) -> None:
-        """Trace by these settings from now on."""
-        self.flush()
+    def __init__(self, settings: TraceSettings) -> None:
         self.settings = settings
+        self.on = settings.on
         self._seen = 0
         self._left = settings.trace_count
-        self.on = bool(
-            settings.trace_level == TIMESTAMPS and settings.trace_file and settings.trace_count
-        )
+
+    def picks(self) -> bool:
+        """Whether this request's turn has come."""
+        self._seen += 1
+        if not self.on or self._seen % self.settings.trace_rate:
+            return False
+        self._left -= 1
+        self.on = self._left != 0
+        return True
+
+
+class Tracer:
+    """Picks the requests to trace and writes their traces. `on` is all that others cost.
+
+    Where some models have settings of their own, every request is timed, and only when it is
+    answered is it clear which settings hold for it.
+    """
+
+    def __init__(self, settings: TraceSettings | None = None) -> None:
+        self._waiting: dict[TraceSettings, list[Trace]] = {}
+        self.update(settings or TraceSettings())
+
+    def update(
+        self, settings: TraceSettings, models: Mapping[str, TraceSettings] | None = None
+    ) -> None:
+        """Trace by these settings from now on, `models` by their own."""
+        self.flush()
+        self._sampler = Sampler(settings)
+        self._models = {name: Sampler(own) for name, own in (models or {}).items()}
+        self.on = self._any_on()
 
     def begin(self, first: str) -> Trace | None:
         """A trace for each request whose turn it is; `first` is what happens to it now."""
-        self._seen += 1
-        if self._seen % self.settings.trace_rate:
+        if self._models:
+            return Trace(first)
+        if not self._sampler.picks():
             return None
-        self._left -= 1
-        self.on = self._left != 0
+        self.on = self._sampler.on
         return Trace(first)
 
     def keep(self, trace: Trace) -> None:
         """Write the trace within WRITE_SECONDS. One that no worker answered is dropped."""
         if not trace.model:
             return
-        self._waiting.append(trace)
-        each = self.settings.log_frequency
-        if each and len(self._waiting) >= each:
+        sampler = self._models.get(trace.model, self._sampler)
+        if self._models:
+            if not sampler.picks():
+                return
+            self.on = self._any_on()
+        waiting = self._waiting.setdefault(sampler.settings, [])
+        waiting.append(trace)
+        each = sampler.settings.log_frequency
+        if each and len(waiting) >= each:
             self._flush_aside()
-        elif not each and len(self._waiting) == 1:
+        elif not each and len(waiting) == 1:
             asyncio.get_running_loop().call_later(WRITE_SECONDS, self._flush_aside)
 
     def flush(self) -> None:
         """Write what is there."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._write(waiting)
+        for settings, traces in self._take():
+            self._write(settings, traces)
+
+    def _any_on(self) -> bool:
+        return self._sampler.on or any(sampler.on for sampler in self._models.values())
+
+    def _take(self) -> list[tuple[TraceSettings, list[Trace]]]:
+        waiting, self._waiting = self._waiting, {}
+        return list(waiting.items())
 
     def _flush_aside(self) -> None:
         """`flush` in another thread: a disk may take its time."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            asyncio.get_running_loop().run_in_executor(None, self._write, waiting)
+        for settings, traces in self._take():
+            asyncio.get_running_loop().run_in_executor(None, self._write, settings, traces)
 
-    def _write(self, traces: list[Trace]) -> None:
-        path = self.settings.trace_file
+    def _write(self, settings: TraceSettings, traces: list[Trace]) -> None:
+        path = settings.trace_file
         try:
-            append(_numbered(path) if self.settings.log_frequency else Path(path), traces)
+            append(_numbered(path) if settings.log_frequency else Path(path), traces)
         except OSError as error:
             self.on = False
             log.error("tracing ends: %s cannot be written: %s", path, error.strerror)

@@ -120,10 +120,10 @@ def test_a_file_that_cannot_be_is_named(tmp_path: Path) -> None:
         tracing.create(tmp_path / "nowhere" / "t.json")
 
 
-def test_settings_as_each_gateway_gets_them(tmp_path: Path) -> None:
+def test_settings_of_the_whole_server(tmp_path: Path) -> None:
     assert Settings().tracing.trace_level == tracing.OFF
     told = Settings(trace_file="t.json", trace_count=5, gateways=2).tracing
-    assert (told.trace_level, told.trace_count) == (TIMESTAMPS, 3)
+    assert (told.trace_level, told.trace_count) == (TIMESTAMPS, 5)
     assert Path(told.trace_file).is_absolute()
     with pytest.raises(ConfigError, match="--trace-rate is 0; it must be 1 or more"):
         Settings(trace_rate=0).check()

@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 
 from ds_engines.errors import ConfigError
-from ds_serve import child, metrics
+from ds_serve import child, logs, metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.gateway.gateway import Gateway
@@ -26,7 +26,15 @@ from ds_serve.gateway.http.app import Application
 from ds_serve.gateway.http.express import Protocol
 from ds_serve.transport.codec import frames_of, read_from_supervisor
 from ds_serve.transport.link import Link, connect
-from ds_serve.transport.messages import Hello, Listening, Registry, Stop
+from ds_serve.transport.messages import (
+    Hello,
+    Listening,
+    Registry,
+    Reply,
+    Seen,
+    Stop,
+    Tuning,
+)
 
 log = logging.getLogger("ds_serve.gateway")
 
@@ -73,7 +81,11 @@ class _Server(uvicorn.Server):
 
 
 async def serve(config: GatewayConfig) -> None:
-    gateway = Gateway(config.limits, config.tracing, config.control.parent)
+    gateway = Gateway(
+        config.limits,
+        folder=config.control.parent,
+        strict_readiness=config.strict_readiness,
+    )
     registries: asyncio.Queue[Registry] = asyncio.Queue()
     budget = Budget(config.limits.max_request_bytes, config.limits.max_bytes_in_flight)
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -83,15 +95,21 @@ async def serve(config: GatewayConfig) -> None:
             match message:
                 case Registry():
                     registries.put_nowait(message)
+                case Reply():
+                    gateway.control.answered(message)
+                case Tuning():
+                    logs.apply(message.logs, config.identity)
+                    gateway.tune(message)
                 case Stop() if not stop.done():
                     gateway.draining = True
                     stop.set_result(message.grace)
 
     supervisor = await connect(config.control, Link(obey))
+    gateway.control.bind(lambda order: supervisor.send(frames_of([order])))
     supervisor.send(frames_of([Hello(config.identity)]))
     # One that joins other gateways at their ports must know the models from its first request on.
-    await gateway.update(await registries.get())
-    updating = asyncio.create_task(_update(gateway, registries))
+    await _update(gateway, registries, supervisor)
+    updating = asyncio.create_task(_keep_updated(gateway, registries, supervisor))
     http = _http(config, Application(gateway, budget))
     grpc = grpc_server.build(
         InferenceService(gateway, budget),
@@ -122,10 +140,23 @@ async def serve(config: GatewayConfig) -> None:
     supervisor.close()
 
 
-async def _update(gateway: Gateway, registries: asyncio.Queue[Registry]) -> None:
-    """Take the supervisor's word, one after the other."""
+async def _update(gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link) -> None:
+    """Take over the supervisor's next registry, and say so now and whenever a worker is left."""
+    registry = await registries.get()
+
+    def report() -> None:
+        supervisor.send(frames_of([Seen(registry.serial, gateway.leaving)]))
+
+    await gateway.update(registry)
+    gateway.on_left = report
+    report()
+
+
+async def _keep_updated(
+    gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link
+) -> None:
     while True:
-        await gateway.update(await registries.get())
+        await _update(gateway, registries, supervisor)
 
 
 def _http(config: GatewayConfig, application: Application) -> _Server:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from ds_serve.child import ChildConfig
-from ds_serve.tracing import TraceSettings
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -25,4 +24,4 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     grpc_port: int
     grpc_server: str = "native"
     limits: Limits
-    tracing: TraceSettings = TraceSettings()
+    strict_readiness: bool = True

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
@@ -19,7 +19,7 @@ from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import ModelState, Registry, Statistics
+from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
 
 if TYPE_CHECKING:
     from ds_serve.gateway.text import TextBackend
@@ -31,103 +31,156 @@ READY = "ready"
 METRICS_SECONDS = 0.25
 """How long a reader of the metrics waits for the workers' newest figures."""
 
+SHUTDOWN = "the server is shutting down"
+
+IDLE_SECONDS = 0.05
+"""How often is looked whether a worker that is to go has answered everything."""
+
+Key = tuple[str, str]
+"""Name and version."""
+
+
+class Served(NamedTuple):
+    """A version of a model that answers: what the supervisor says of it, and the way to it."""
+
+    state: ModelState
+    backend: Backend
+
 
 class Gateway:
-    """Models by name. The supervisor's word (`update`) is the only way they change."""
+    """Models by name and version. The supervisor's word (`update`) is the only way they change.
+
+    Where a version may be left out, the newest that is ready is meant.
+    """
 
     def __init__(
-        self, limits: Limits, tracing: TraceSettings | None = None, folder: Path | None = None
+        self,
+        limits: Limits,
+        tracing: TraceSettings | None = None,
+        folder: Path | None = None,
+        *,
+        strict_readiness: bool = True,
     ) -> None:
         """`folder`: what all gateways of the server share."""
         self.limits = limits
         self.tracer = Tracer(tracing)
+        self._tracing: tuple[TraceSettings | None, dict[str, TraceSettings]] = (tracing, {})
         self.draining = False
         self.control = Control()
         self.regions = Regions((folder or Path(tempfile.gettempdir())) / "regions")
+        self.on_left: Callable[[], None] = _nothing
+        """Called when an address is `leaving` no more."""
+        self._strict = strict_readiness
         self._informed = False
-        self._states: dict[str, ModelState] = {}
-        self._backends: dict[str, Backend] = {}
+        self._states: dict[Key, ModelState] = {}
+        self._served: dict[Key, Served] = {}
+        self._newest: dict[str, Served] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
 
     @property
     def ready(self) -> bool:
-        """Every model answers, and the server is not shutting down."""
-        return self._informed and not self.draining and not self.unready()
+        """The server is not shutting down, and every model answers (unless readiness is lax)."""
+        return self._informed and not self.draining and not (self._strict and self.unready())
+
+    @property
+    def leaving(self) -> list[str]:
+        """Addresses of workers that answer their last requests and get no more."""
+        return list(self._leaving)
 
     def unready(self) -> dict[str, str]:
-        """Name and state of each model that does not answer."""
+        """Name and state of each model that should answer and does not."""
         return {
-            state.name: f"{state.state}: {state.reason}" if state.reason else state.state
+            _called(state): f"{state.state}: {state.reason}" if state.reason else state.state
             for state in self._states.values()
-            if state.state != READY
+            if state.state != READY and state.required
         }
 
+    def tune(self, tuning: Tuning) -> None:
+        """Trace as the supervisor says. What has not changed goes on counting."""
+        now = (tuning.tracing, tuning.models)
+        if now != self._tracing:
+            self._tracing = now
+            self.tracer.update(*now)
+
     def states(self) -> Iterator[ModelState]:
-        """All models, in the order in which the user named them."""
+        """All versions of all models, in the order in which the user named the models."""
         return iter(self._states.values())
 
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are ready, the oldest first."""
+        found = [key[1] for key in self._served if key[0] == name]
+        return sorted(found, key=_age)
+
     async def update(self, registry: Registry) -> None:
-        """Take over what the supervisor says; drop links to workers that are gone."""
+        """Take over what the supervisor says. Requests to workers that are to go are finished."""
         if any(map(_is_text, registry.models)):
             # Its HTTP client takes long to import: other models are answered meanwhile, and this
             # one is not ready before.
             await asyncio.to_thread(import_module, "ds_serve.gateway.text")
-        self._informed = True
-        states = {state.name: state for state in registry.models}
-        for name, known in list(self._states.items()):
-            new = states.get(name)
-            if new is None or (new.incarnation, new.state) != (known.incarnation, known.state):
-                self._drop(name, new)
+        states = {(state.name, state.version): state for state in registry.models}
+        self._drop_lost(states)
+        served = {key: await self._serve(key, state) for key, state in states.items()}
+        before = self._served
+        self._served = {key: one for key, one in served.items() if one is not None}
+        self._newest = {
+            name: self._served[name, version]
+            for name, version in sorted(self._served, key=lambda key: _age(key[1]))
+        }
         self._states = states
-        for state in registry.models:
-            if state.state == READY and state.name not in self._backends:
-                try:
-                    self._backends[state.name] = await self._connect(state)
-                except OSError as error:
-                    log.warning("model %s: no link to its worker: %s", state.name, error)
+        self._informed = True
+        for key, old in before.items():
+            new = self._served.get(key)
+            if new is None or new.backend is not old.backend:
+                self._retire(old)
 
     def spec(self, name: str, version: str = "") -> ModelSpec:
         """The spec of a model that is ready. Raises NotFound, Unavailable."""
-        state = self.state(name, version)
-        if state.spec is None or name not in self._backends:
-            raise _unavailable(state)
-        return state.spec
+        spec = self._find(name, version).state.spec
+        assert spec is not None, "it is served"
+        return spec
 
     def state(self, name: str, version: str = "") -> ModelState:
         """Raises NotFound for an unknown name or version."""
-        state = self._states.get(name)
-        if state is None:
+        served = self._served.get((name, version)) if version else self._newest.get(name)
+        if served is not None:
+            return served.state
+        states = [state for state in self._states.values() if state.name == name]
+        if not states:
             if not self._informed:
                 raise Unavailable("the server is starting")
-            known = ", ".join(self._states) or "none"
+            known = ", ".join(dict.fromkeys(key[0] for key in self._states)) or "none"
             raise NotFound(f"there is no model {name!r}; the models are: {known}")
-        if version and state.spec is not None and version != state.spec.version:
-            raise NotFound(
-                f"model {name!r} has no version {version!r}; it has {state.spec.version!r}"
-            )
-        return state
+        states.sort(key=lambda state: _age(state.version))
+        named = [state for state in states if version in ("", state.version)]
+        if not named:
+            has = ", ".join(repr(state.version) for state in states if state.version)
+            raise NotFound(f"model {name!r} has no version {version!r}; it has {has or 'none'}")
+        return named[-1]
 
     def backend(self, name: str, version: str = "") -> Backend:
         """Raises NotFound, Unavailable."""
-        state = self.state(name, version)
-        backend = self._backends.get(name)
-        if backend is None:
-            raise _unavailable(state)
-        return backend
+        return self._find(name, version).backend
+
+    def _find(self, name: str, version: str) -> Served:
+        served = self._served.get((name, version)) if version else self._newest.get(name)
+        if served is None:
+            raise _unavailable(self.state(name, version))
+        return served
 
     def seconds(self, name: str) -> float:
         """How long a request to that model may take at most."""
-        state = self._states.get(name)
-        is_text = state is not None and _is_text(state)
+        served = self._newest.get(name)
+        is_text = served is not None and _is_text(served.state)
         return self.limits.text_timeout if is_text else self.limits.request_timeout
 
     def text(self, name: str) -> TextBackend:
         """The OpenAI server behind a text model. Raises NotFound, also for a tensor model."""
-        backend = self.backend(name)
-        if not _is_text(self._states[name]):
+        served = self._find(name, "")
+        if not _is_text(served.state):
             raise NotFound(
                 f"model {name!r} takes tensors: send it to /v2/models/{name}/infer or over gRPC"
             )
-        return cast("TextBackend", backend)
+        return cast("TextBackend", served.backend)
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
@@ -135,8 +188,8 @@ class Gateway:
 
     def room(self, name: str, size: int, before: int) -> Block | None:
         """Memory for a body that goes to that model, where its worker can read it."""
-        backend = self._backends.get(name)
-        return None if backend is None else backend.room(size, before)
+        served = self._newest.get(name)
+        return None if served is None else served.backend.room(size, before)
 
     async def infer(self, request: InferRequest) -> InferReply:
         """The one answer. Raises the errors of ds_engines.errors."""
@@ -151,7 +204,7 @@ class Gateway:
 
     async def tell_metrics(self) -> None:
         """Have the workers write what they have counted; one that is busy is not waited for."""
-        asked = [asyncio.ensure_future(each.statistics()) for each in self._backends.values()]
+        asked = [asyncio.ensure_future(each.backend.statistics()) for each in self._served.values()]
         if asked:
             _, late = await asyncio.wait(asked, timeout=METRICS_SECONDS)
             for task in late:
@@ -160,9 +213,36 @@ class Gateway:
 
     def close(self) -> None:
         """Fail what is still in flight."""
-        for name in list(self._backends):
-            self._drop(name, None)
+        for served in self._served.values():
+            served.backend.close(_lost(served.state, SHUTDOWN))
+        for task in self._leaving.values():
+            task.cancel()
+        self._served, self._newest = {}, {}
         self.tracer.flush()
+
+    def _drop_lost(self, states: dict[Key, ModelState]) -> None:
+        """Fail the requests to workers that died, at once and with the reason."""
+        for key, served in list(self._served.items()):
+            new = states.get(key)
+            if new is None or new.state == READY:
+                continue
+            del self._served[key]
+            if self._newest.get(key[0]) is served:
+                del self._newest[key[0]]
+            served.backend.close(_lost(served.state, new.reason or new.state))
+
+    async def _serve(self, key: Key, state: ModelState) -> Served | None:
+        """The way to a version, which is the one that is there already unless it has moved."""
+        if state.state != READY:
+            return None
+        served = self._served.get(key)
+        if served is not None and served.state.address == state.address:
+            return Served(state, served.backend)
+        try:
+            return Served(state, await self._connect(state))
+        except OSError as error:
+            log.warning("model %s: no link to its worker: %s", state.name, error)
+            return None
 
     async def _connect(self, state: ModelState) -> Backend:
         if state.spec is None:
@@ -175,12 +255,20 @@ class Gateway:
         await backend.connect(state.address)
         return backend
 
-    def _drop(self, name: str, new: ModelState | None) -> None:
-        backend = self._backends.pop(name, None)
-        if backend is None:
-            return
-        reason = new.reason if new is not None and new.reason else "the server is shutting down"
-        backend.close(Lost(f"model {name!r} lost this request: {reason}"))
+    def _retire(self, served: Served) -> None:
+        task = asyncio.create_task(self._finish(served))
+        self._leaving[served.state.address] = task
+
+    async def _finish(self, served: Served) -> None:
+        """Close the way to a worker that gets no more requests once it has answered them all."""
+        try:
+            await asyncio.sleep(IDLE_SECONDS)
+            while served.backend.in_flight:
+                await asyncio.sleep(IDLE_SECONDS)
+        finally:
+            served.backend.close(_lost(served.state, SHUTDOWN))
+            del self._leaving[served.state.address]
+        self.on_left()
 
 
 def _is_text(state: ModelState) -> bool:
@@ -193,3 +281,21 @@ def _unavailable(state: ModelState) -> ServeError:
     if state.state == "failed":  # waiting does not help
         error.retry_after = None
     return error
+
+
+def _lost(state: ModelState, reason: str) -> Lost:
+    return Lost(f"model {state.name!r} lost this request: {reason}")
+
+
+def _called(state: ModelState) -> str:
+    """What a person calls it: most models have one version, and need no more than a name."""
+    return state.name if state.version in ("", "1") else f"{state.name} version {state.version}"
+
+
+def _age(version: str) -> tuple[int, str]:
+    """By this versions are in order: numbers by their value."""
+    return (int(version), version) if version.isdecimal() else (-1, version)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -18,6 +18,8 @@ class Control:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.greeting: FromSupervisor | None = None
+        """What each child is told first."""
         self._listeners: dict[str, Listener] = {}
         self._links: dict[str, Link] = {}
         self._server: asyncio.Server | None = None
@@ -36,6 +38,11 @@ class Control:
         link = self._links.get(identity)
         return link is not None and link.send(frames_of([message]))
 
+    def broadcast(self, message: FromSupervisor) -> None:
+        """To all children that are connected."""
+        for identity in list(self._links):
+            self.send(identity, message)
+
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -47,6 +54,8 @@ class Control:
             if isinstance(message, Hello):
                 link.name = message.identity
                 self._links[link.name] = link
+                if self.greeting is not None:
+                    self.send(link.name, self.greeting)
             listener = self._listeners.get(link.name)
             if listener is not None:
                 listener(message)

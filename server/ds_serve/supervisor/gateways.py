@@ -1,4 +1,4 @@
-"""The gateway processes: started at once, started again when one dies."""
+"""The gateway processes: started at once, started again when one dies, told every change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ds_engines.errors import LoadError
@@ -15,9 +16,22 @@ from ds_serve.gateway.config import GatewayConfig
 from ds_serve.supervisor.backoff import Backoff
 from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.process import KILL_AFTER, Process
-from ds_serve.transport.messages import Hello, Listening, Registry, Stop, ToSupervisor
+from ds_serve.transport.messages import (
+    Hello,
+    Listening,
+    ModelState,
+    Registry,
+    Seen,
+    Stop,
+    ToSupervisor,
+)
+from ds_serve.transport.orders import Index, Load, Log, Order, Trace, Unload
 
 log = logging.getLogger(__name__)
+
+
+Asked = Callable[[str, Order], None]
+"""What a client of a gateway wants of the server, with the gateway's name."""
 
 
 class GatewayKeeper:
@@ -30,18 +44,24 @@ class GatewayKeeper:
         control: Control,
         folder: Path,
         registry: Callable[[], Registry],
+        on_news: Callable[[], None],
+        on_order: Asked,
     ) -> None:
         self._index = index
         self._configure = configure
         self._control = control
         self._folder = folder
         self._registry = registry
+        self._on_news = on_news
+        self._on_order = on_order
         self._life = 0
         self._identity = ""
         self._process: Process | None = None
         self._stopping = False
         self._since: float | None = None
         self.up = asyncio.Event()
+        self.seen: Seen | None = None
+        """What it said last of the registry; None while it holds no model."""
 
     async def run(self) -> None:
         """Returns when stopped. Raises LoadError where the gateway cannot be kept alive."""
@@ -60,6 +80,8 @@ class GatewayKeeper:
         self._process = process = await self._start()
         await process.wait()
         self.up.clear()
+        self.seen = None
+        self._on_news()
         return None if self._stopping else process.exit_reason
 
     def tell(self, registry: Registry) -> None:
@@ -94,7 +116,58 @@ class GatewayKeeper:
     def _hear(self, message: ToSupervisor) -> None:
         match message:
             case Hello():
+                self.seen = Seen(-1, [])
                 self._control.send(self._identity, self._registry())
             case Listening():
                 self._since = time.monotonic()
                 self.up.set()
+            case Seen():
+                self.seen = message
+                self._on_news()
+            case Index() | Load() | Unload() | Trace() | Log():
+                self._on_order(self._identity, message)
+
+
+class Gateways:
+    """All gateways of a server. `states` gives the models as they are now."""
+
+    def __init__(self, states: Callable[[], list[ModelState]]) -> None:
+        self.keepers: list[GatewayKeeper] = []
+        self._states = states
+        self._serial = 0
+        self._news = asyncio.Event()
+
+    def registry(self) -> Registry:
+        return Registry(self._states(), self._serial)
+
+    def tell(self) -> None:
+        """Send every gateway the models as they are now."""
+        self._serial += 1
+        registry = self.registry()
+        for keeper in self.keepers:
+            keeper.tell(registry)
+
+    def hear(self) -> None:
+        """A gateway has said something, or is gone."""
+        self._news.set()
+
+    async def know(self, within: float) -> None:
+        """Wait until all that was told is known everywhere, `within` seconds at most."""
+        serial = self._serial
+        await self._until(lambda seen: seen.serial >= serial, within)
+
+    async def leave(self, address: str, within: float) -> None:
+        """Wait until the worker at `address`, which is in the registry no more, has answered all
+        that it was sent.
+        """
+        serial = self._serial
+        await self._until(
+            lambda seen: seen.serial >= serial and address not in seen.leaving, within
+        )
+
+    async def _until(self, holds: Callable[[Seen], bool], within: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not all(holds(one.seen) for one in self.keepers if one.seen is not None):
+                    self._news.clear()
+                    await self._news.wait()

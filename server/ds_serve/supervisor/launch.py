@@ -23,25 +23,31 @@ TEXT_PLATFORM = "openvino_genai"
 def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
     """Raises ConfigError for a setting that no model here can honour, and names it."""
     settings.check()
-    if settings.max_seq_len and not any(source.task == "text" for source in sources):
+    texts = [source for source in sources if source.task == "text"]
+    if settings.max_seq_len and not texts and not settings.model_repository:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
-        if settings.device not in ("auto", "cpu"):
-            raise ConfigError(
-                f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
-                "which has only cpu here"
-            )
-        if settings.quantization:
-            raise ConfigError(
-                f"--quantization {settings.quantization}: {source.engine} serves "
-                f"{source.artifact.name} as it is; give a file that is quantized already"
-            )
-        if settings.memory_efficient and source.task == "tensor":
-            raise ConfigError(
-                f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
-            )
+        check_source(settings, source)
     if settings.trace_file and not settings.trace_log_frequency:
         tracing.create(Path(settings.trace_file))
+
+
+def check_source(settings: Settings, source: ModelSource) -> None:
+    """Raises ConfigError for a setting that this model cannot honour, and names it."""
+    if settings.device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
+            "which has only cpu here"
+        )
+    if settings.quantization:
+        raise ConfigError(
+            f"--quantization {settings.quantization}: {source.engine} serves "
+            f"{source.artifact.name} as it is; give a file that is quantized already"
+        )
+    if settings.memory_efficient and source.task == "tensor":
+        raise ConfigError(
+            f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
+        )
 
 
 def worker_config(
@@ -125,5 +131,5 @@ def gateway_config(
         grpc_port=grpc_port,
         grpc_server=settings.grpc_server,
         limits=settings.limits,
-        tracing=settings.tracing,
+        strict_readiness=settings.strict_readiness,
     )

@@ -7,18 +7,25 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from ds_engines.errors import LoadError
+from ds_serve import logs
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.models import ModelSource
+from ds_serve.repository.library import Library
 from ds_serve.settings import Settings
 from ds_serve.supervisor import cpus, launch, ports
 from ds_serve.supervisor.control import Control
-from ds_serve.supervisor.gateways import GatewayKeeper
+from ds_serve.supervisor.desk import Desk
+from ds_serve.supervisor.fleet import Changed, Fleet
+from ds_serve.supervisor.gateways import GatewayKeeper, Gateways
+from ds_serve.supervisor.manager import Manager
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
+from ds_serve.supervisor.tunables import Tunables
 from ds_serve.supervisor.worker import FAILED, READY, WorkerKeeper
-from ds_serve.transport.messages import ModelState, Registry
+from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -39,7 +46,7 @@ class Supervisor:
     ) -> None:
         launch.check(settings, sources)
         self.settings = settings
-        self.sources = tuple(sources)
+        self._library = Library(sources, [Path(name) for name in settings.model_repository])
         self._folder = folder
         self._on_ready = on_ready
         self._held = [
@@ -47,8 +54,18 @@ class Supervisor:
             ports.hold(settings.host, settings.grpc_port, "--grpc-port"),
         ]
         self.http_port, self.grpc_port = (held.getsockname()[1] for held in self._held)
-        self._workers: list[WorkerKeeper] = []
-        self._gateways: list[GatewayKeeper] = []
+        self._control = Control(folder / "control.sock")
+        self._gateways = Gateways(self.states)
+        self._fleet = Fleet(
+            self._hire, self._gateways, settings.drain_timeout, self._changed, self._check
+        )
+        self._manager = Manager(settings, self._library, self._fleet, folder / "uploads")
+        self._tunables = Tunables(
+            settings.logs, settings.tracing, settings.gateways, self._fleet.knows, self._tune
+        )
+        self._desk = Desk(self._control, self._manager, self._tunables)
+        self._serials = count()
+        self._started = self._announced = False
         self._ending: asyncio.Future[int] | None = None
 
     async def run(self) -> int:
@@ -57,13 +74,10 @@ class Supervisor:
         self._ending = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
-        control = Control(self._folder / "control.sock")
-        await control.open()
-        self._make(control)
-        tasks = [asyncio.create_task(keeper.run()) for keeper in self._gateways + self._workers]
-        for task in tasks:
-            task.add_done_callback(self._check_gateway)
-        tasks.append(asyncio.create_task(self._announce()))
+        self._control.greeting = self._tunables.tuning()
+        await self._control.open()
+        tasks = [asyncio.create_task(self._live())]
+        tasks[0].add_done_callback(self._check)
         try:
             status = await self._ending
             if status == OK:
@@ -72,30 +86,50 @@ class Supervisor:
         finally:
             for task in tasks:
                 task.cancel()
+            self._desk.close()
             self._kill()
-            control.close()
+            self._control.close()
             for held in self._held:
                 held.close()
         return status
 
     def states(self) -> list[ModelState]:
-        return [worker.state for worker in self._workers]
+        """The models as they are now."""
+        return self._fleet.states()
 
-    def _make(self, control: Control) -> None:
-        threads = cpus.share(cpus.available(), len(self.sources))
-        for index, source in enumerate(self.sources):
-            folder = self._folder / str(index)
-            folder.mkdir()
-            self._workers.append(self._worker(control, source, threads, folder))
-        configure = partial(self._gateway_config, control=control.path)
-        self._gateways = [
-            GatewayKeeper(index, configure, control, self._folder, self._registry)
-            for index in range(self.settings.gateways)
-        ]
+    def why(self) -> dict[str, str]:
+        """Of each model that is served, how: a sentence for a person."""
+        return {source.name: source.why for source in self._fleet.sources()}
 
-    def _worker(
-        self, control: Control, source: ModelSource, threads: int, folder: Path
-    ) -> WorkerKeeper:
+    async def _live(self) -> None:
+        """All that goes on until the server ends. Models come first: a gateway that joins others
+        must know them from its first request on.
+        """
+        await self._manager.start()
+        self._started = True
+        self._gateways.keepers = [self._gateway(index) for index in range(self.settings.gateways)]
+        self._changed()
+        async with asyncio.TaskGroup() as group:
+            for keeper in self._gateways.keepers:
+                group.create_task(keeper.run())
+            group.create_task(self._announce())
+            group.create_task(self._manager.poll())
+
+    def _gateway(self, index: int) -> GatewayKeeper:
+        return GatewayKeeper(
+            index,
+            self._gateway_config,
+            self._control,
+            self._folder,
+            self._gateways.registry,
+            self._gateways.hear,
+            self._desk.take,
+        )
+
+    def _hire(self, source: ModelSource, changed: Changed) -> WorkerKeeper:
+        folder = self._folder / str(next(self._serials))
+        folder.mkdir()
+        threads = cpus.share(cpus.available(), self._fleet.size)
         hang = self.settings.hang_timeout
         if source.task == "text":
             command = partial(launch.text_command, self.settings, source, threads)
@@ -103,7 +137,7 @@ class Supervisor:
             # Its HTTP client takes long to import, so only servers that have text models do.
             from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
 
-            return TextWorkerKeeper(spec, command, folder, hang, self._changed)
+            return TextWorkerKeeper(spec, command, folder, hang, changed)
 
         def configure(identity: str, socket: Path) -> WorkerConfig:
             return launch.worker_config(
@@ -112,46 +146,56 @@ class Supervisor:
                 threads,
                 identity=identity,
                 socket=socket,
-                control=control.path,
+                control=self._control.path,
             )
 
-        return TensorWorkerKeeper(source.name, configure, control, folder, hang, self._changed)
+        return TensorWorkerKeeper(
+            source.name, source.version, configure, self._control, folder, hang, changed
+        )
 
-    def _gateway_config(self, identity: str, *, control: Path) -> GatewayConfig:
+    def _gateway_config(self, identity: str) -> GatewayConfig:
         return launch.gateway_config(
             self.settings,
             identity=identity,
-            control=control,
+            control=self._control.path,
             http_port=self.http_port,
             grpc_port=self.grpc_port,
         )
 
-    def _registry(self) -> Registry:
-        return Registry(self.states())
+    def _tune(self, tuning: Tuning) -> None:
+        """Settings have changed: tell everybody."""
+        logs.apply(tuning.logs, "supervisor")
+        self._control.greeting = tuning
+        self._control.broadcast(tuning)
 
     def _changed(self) -> None:
         """A model's state is another: tell the gateways, and end where no model is left."""
-        registry = self._registry()
-        for gateway in self._gateways:
-            gateway.tell(registry)
-        failed = [state for state in registry.models if state.state == FAILED]
-        if len(failed) == len(registry.models):
+        self._gateways.tell()
+        if not self._started:
+            return
+        states = [state for state in self.states() if state.required]
+        failed = [state for state in states if state.state == FAILED]
+        if len(failed) == len(states) and not self._manager.open_ended:
             self._end(FAILURE, "no model is left")
         elif failed and self.settings.exit_on_model_failure:
             self._end(FAILURE, f"model {failed[0].name} has failed (--exit-on-model-failure)")
+        elif failed and self.settings.exit_on_error and not self._announced:
+            self._end(FAILURE, f"model {failed[0].name} has failed (--exit-on-error)")
 
     async def _announce(self) -> None:
-        for gateway in self._gateways:
+        for gateway in self._gateways.keepers:
             await gateway.up.wait()
-        for worker in self._workers:
-            await worker.settled()
-        if any(state.state == READY for state in self.states()):
+        await self._fleet.settled()
+        self._announced = True
+        if self._manager.open_ended or any(state.state == READY for state in self.states()):
             self._on_ready(self)
 
-    def _check_gateway(self, task: asyncio.Task[None]) -> None:
+    def _check(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
         error = task.exception()
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         if isinstance(error, LoadError):
             self._end(FAILURE, str(error))
         elif error is not None:
@@ -171,11 +215,13 @@ class Supervisor:
 
     async def _stop(self) -> None:
         grace = self.settings.drain_timeout
-        for worker in self._workers:
+        workers = self._fleet.keepers()
+        for worker in workers:
             worker.retire()
-        await asyncio.gather(*(gateway.stop(grace) for gateway in self._gateways))
-        await asyncio.gather(*(worker.stop(1.0) for worker in self._workers))
+        await asyncio.gather(*(gateway.stop(grace) for gateway in self._gateways.keepers))
+        await asyncio.gather(*(worker.stop(1.0) for worker in workers))
 
     def _kill(self) -> None:
-        for keeper in self._gateways + self._workers:
-            keeper.kill()
+        for gateway in self._gateways.keepers:
+            gateway.kill()
+        self._fleet.close()

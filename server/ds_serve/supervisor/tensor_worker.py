@@ -27,13 +27,14 @@ class TensorWorkerKeeper(WorkerKeeper):
     def __init__(
         self,
         name: str,
+        version: str,
         configure: Configure,
         control: Control,
         folder: Path,
         hang_timeout: float,
         on_change: Callable[[], None],
     ) -> None:
-        super().__init__(name, on_change)
+        super().__init__(name, version, on_change)
         self._configure = configure
         self._control = control
         self._folder = folder
@@ -44,7 +45,7 @@ class TensorWorkerKeeper(WorkerKeeper):
 
     async def _start(self, incarnation: int) -> Process:
         self._control.ignore(self._identity)
-        self._identity = f"{self.name}#{incarnation}"
+        self._identity = f"{self.name}#{self._folder.name}.{incarnation}"
         self._control.listen(self._identity, self._hear)
         config = self._configure(self._identity, self._folder / f"{incarnation}.sock")
         file = self._folder / f"{incarnation}.json"

@@ -32,7 +32,7 @@ class TextWorkerKeeper(WorkerKeeper):
         hang_timeout: float,
         on_change: Callable[[], None],
     ) -> None:
-        super().__init__(spec.name, on_change)
+        super().__init__(spec.name, spec.version, on_change)
         self.state.spec = spec
         self._command = command
         self._folder = folder

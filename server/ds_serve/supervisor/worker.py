@@ -1,4 +1,6 @@
-"""One model's worker through all its lives: starting, ready, gone, started again."""
+"""The worker of one version of a model through all its lives: starting, ready, gone, started
+again.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ LOADING, READY, RESTARTING, FAILED, STOPPED = (
 
 
 class WorkerKeeper(ABC):
-    """Keeps one model served. `on_change` is called whenever `state` has changed."""
+    """Keeps it served. `on_change` is called whenever `state` has changed."""
 
-    def __init__(self, name: str, on_change: Callable[[], None]) -> None:
-        self.state = ModelState(name, LOADING)
+    def __init__(self, name: str, version: str, on_change: Callable[[], None]) -> None:
+        self.state = ModelState(name, LOADING, version=version)
         self._on_change = on_change
         self._backoff = Backoff()
         self._stopping = False
@@ -48,6 +50,10 @@ class WorkerKeeper(ABC):
         while self.state.state not in (READY, FAILED, STOPPED):
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def ready(self) -> bool:
+        return self.state.state == READY
 
     def retire(self) -> None:
         """Go on serving, but do not start the worker again."""
@@ -106,7 +112,7 @@ class WorkerKeeper(ABC):
             self._become(FAILED, reason + suffix)
             return False
         log.error("model %s: %s; starting it again in %.2f s", self.name, reason, delay)
-        metrics.worker_restarts.labels(self.name).inc()
+        metrics.worker_restarts.labels(self.name, self.state.version).inc()
         self._become(RESTARTING, reason)
         await asyncio.sleep(delay)
         return True
@@ -117,6 +123,5 @@ class WorkerKeeper(ABC):
 
     def _become(self, state: str, reason: str = "") -> None:
         self.state.state, self.state.reason = state, reason
-        metrics.model_ready.labels(self.name).set(state == READY)
         self._changed.set()
         self._on_change()

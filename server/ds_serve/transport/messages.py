@@ -5,10 +5,15 @@ Times are seconds of the monotonic clock, which all processes of a machine share
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ds_engines.errors import ServeError, from_kind
 from ds_engines.spec import ModelSpec
+from ds_serve.logs import LogSettings
+from ds_serve.tracing import TraceSettings
+from ds_serve.transport.orders import Order
 
 
 class Tensor(msgspec.Struct, array_like=True, gc=False):
@@ -193,7 +198,10 @@ class Stop(msgspec.Struct, array_like=True, tag=4):
 
 
 class ModelState(msgspec.Struct, array_like=True):
-    """What a gateway must know of one model. `address` is set while it is ready."""
+    """What a gateway must know of one version of a model. `address` is set while it is ready.
+
+    Where it is not `required`, the server is ready without it.
+    """
 
     name: str
     state: str
@@ -201,15 +209,43 @@ class ModelState(msgspec.Struct, array_like=True):
     address: str = ""
     incarnation: int = 0
     spec: ModelSpec | None = None
+    version: str = "1"
+    required: bool = True
 
 
 class Registry(msgspec.Struct, array_like=True, tag=5):
-    """Supervisor to gateway: the models as they are now."""
+    """Supervisor to gateway: the models as they are now. Each one has a higher `serial`."""
 
     models: list[ModelState]
+    serial: int = 0
+
+
+class Tuning(msgspec.Struct, array_like=True, tag=7):
+    """Supervisor to all children: log so, and trace so, `models` by settings of their own."""
+
+    logs: LogSettings
+    tracing: TraceSettings
+    models: dict[str, TraceSettings]
+
+
+class Reply(msgspec.Struct, array_like=True, tag=6):
+    """Supervisor to gateway: what came of the order of that id."""
+
+    id: int
+    value: Any = None
+    fault: Fault | None = None
+
+
+class Seen(msgspec.Struct, array_like=True, tag=5):
+    """Gateway to supervisor: the registry of that serial holds here. No request goes any more to
+    workers that are not in it, but those at the addresses `leaving` still answer some.
+    """
+
+    serial: int
+    leaving: list[str]
 
 
 ToWorker = Infer | Cancel | StatisticsQuery | Attach
 FromWorker = Answer | Statistics | Attached
-ToSupervisor = Hello | Listening | Loaded | Beat
-FromSupervisor = Stop | Registry
+ToSupervisor = Hello | Listening | Loaded | Beat | Seen | Order
+FromSupervisor = Stop | Registry | Reply | Tuning

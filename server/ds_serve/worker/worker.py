@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
-from ds_serve import child, metrics
+from ds_serve import child, logs, metrics
 from ds_serve.scheduler.batcher import Batcher, Refused
 from ds_serve.scheduler.ordering import Ordering
 from ds_serve.scheduler.queue import Entry
@@ -27,6 +27,7 @@ from ds_serve.transport.messages import (
     Loaded,
     StatisticsQuery,
     Stop,
+    Tuning,
 )
 from ds_serve.worker.accounts import Accounts
 from ds_serve.worker.plans import plan_of
@@ -181,7 +182,9 @@ class Worker:
 
     def _obey(self, link: Link, frames: list[memoryview]) -> None:
         for message in read_from_supervisor(frames):
-            if isinstance(message, Stop) and not self._stopped.done():
+            if isinstance(message, Tuning):
+                logs.apply(message.logs, self._identity)
+            elif isinstance(message, Stop) and not self._stopped.done():
                 self._stopped.set_result(message.grace)
 
     async def _beat(self) -> None:

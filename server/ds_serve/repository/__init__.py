@@ -1,0 +1,1 @@
+"""Model repositories: folders of models in Triton's layout."""

@@ -1,0 +1,126 @@
+"""One model's folder of a repository: `config.pbtxt` and numbered version folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ds_engines.errors import ConfigError
+from ds_serve.models import CONFIG, ModelSource, is_model_file, only_model_in, source_of
+
+if TYPE_CHECKING:
+    from ds_proto.model_config_pb2 import ModelConfig
+
+log = logging.getLogger(__name__)
+
+VERSION = re.compile(r"[1-9][0-9]*")
+DEFAULT_STEM = "model"
+
+Print = Mapping[str, tuple[tuple[str, int, int], ...]]
+"""What tells a changed model from one that is as it was: by version (loose files under ""), the
+path, size in bytes and time of change in nanoseconds of each file."""
+
+
+def read_model(folder: Path, name: str, config: Path | None = None) -> list[ModelSource]:
+    """The versions of a model that are to be served, the oldest first.
+
+    `config` stands in place of the folder's own config.pbtxt. Raises ConfigError for a folder or
+    configuration that is wrong, OSError for one that cannot be read.
+    """
+    config = config or _own_config(folder)
+    said = None if config is None else _read_config(config)
+    if config is not None and said is not None and said.name not in ("", name):
+        raise ConfigError(
+            f"{config}: name is {said.name!r}, but the model's folder is called {name!r}: give "
+            "both the same name, or leave the name out"
+        )
+    places = _versions(folder, said)
+    file = "" if said is None else said.default_model_filename
+    return [
+        source_of(name, _model_file(place, file), config, version)
+        for version, place in places.items()
+    ]
+
+
+def fingerprint(folder: Path) -> Print:
+    """Of all files in a model's folder. Raises OSError."""
+    found: dict[str, list[tuple[str, int, int]]] = {"": []}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and VERSION.fullmatch(path.name):
+            found[path.name] = [_stamp(file) for file in sorted(path.rglob("*")) if file.is_file()]
+        elif path.is_file():
+            found[""].append(_stamp(path))
+    return {version: tuple(files) for version, files in found.items()}
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _own_config(folder: Path) -> Path | None:
+    path = folder / CONFIG
+    return path if path.is_file() else None
+
+
+def _read_config(path: Path) -> ModelConfig:
+    # Protobuf takes some time to import: models without a configuration need none.
+    from ds_engines import config_pbtxt  # noqa: PLC0415
+
+    return config_pbtxt.read(path)
+
+
+def _versions(folder: Path, config: ModelConfig | None) -> dict[str, Path]:
+    """The versions that the policy chooses, and where they are."""
+    there = {
+        path.name: path
+        for path in folder.iterdir()
+        if VERSION.fullmatch(path.name) and path.is_dir()
+    }
+    if not there:
+        if any(is_model_file(path) for path in folder.iterdir()):
+            return {"1": folder}
+        raise ConfigError(f"{folder} has no folder of a version, such as {folder}/1")
+    chosen = _chosen([int(version) for version in there], config, folder)
+    return {str(version): there[str(version)] for version in chosen}
+
+
+def _chosen(there: list[int], config: ModelConfig | None, folder: Path) -> list[int]:
+    there = sorted(there)
+    policy = None if config is None else config.version_policy
+    match None if policy is None else policy.WhichOneof("policy_choice"):
+        case "all":
+            return there
+        case "specific":
+            assert policy is not None
+            wanted = sorted(set(policy.specific.versions))
+            missing = [version for version in wanted if version not in there]
+            has = f"{folder} has {', '.join(map(str, there))}"
+            if len(missing) == len(wanted):
+                raise ConfigError(
+                    f"version_policy.specific names the versions {wanted}, none of which is "
+                    f"there: {has}"
+                )
+            if missing:
+                log.warning("version_policy.specific names versions %s: %s", missing, has)
+            return [version for version in wanted if version in there]
+        case "latest":
+            assert policy is not None
+            return there[-(policy.latest.num_versions or 1) :]
+        case _:
+            return there[-1:]
+
+
+def _model_file(folder: Path, name: str) -> Path:
+    if not name:
+        usual = [path for path in folder.iterdir() if path.stem == DEFAULT_STEM]
+        usual = [path for path in usual if is_model_file(path)]
+        return usual[0] if len(usual) == 1 else only_model_in(folder)
+    if Path(name).name != name:
+        raise ConfigError(f"default_model_filename is {name!r}; it must be a file's name alone")
+    if not (folder / name).exists():
+        raise ConfigError(f"{folder} has no file {name!r}, which default_model_filename names")
+    return folder / name
