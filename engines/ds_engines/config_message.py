@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ds_engines.spec import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec
-from ds_proto.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelQueuePolicy
+from ds_engines.spec import (
+    BatchPolicy,
+    Control,
+    ModelSpec,
+    QueuePolicy,
+    SequencePolicy,
+    StateTensor,
+    TensorSpec,
+    WarmUp,
+)
+from ds_proto.model_config_pb2 import (
+    DataType,
+    ModelConfig,
+    ModelDynamicBatching,
+    ModelQueuePolicy,
+    ModelSequenceBatching,
+    ModelWarmup,
+)
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
 """The older name, engine and file format in one, of each engine."""
@@ -23,6 +40,7 @@ def describe(spec: ModelSpec) -> ModelConfig:
     batch axis and left out of `dims`. Of a model that is batched along other axes they are told
     whole shapes and 0, and the axes as parameters.
     """
+    spec = spec.public
     tensors = (*spec.inputs, *spec.outputs)
     size = spec.batch.max_batch_size
     plain = all(tensor.batch_axis == 0 for tensor in tensors)
@@ -38,8 +56,13 @@ def describe(spec: ModelSpec) -> ModelConfig:
         config.input.add(optional=tensor.optional, **_described(tensor, bool(size) and plain))
     for tensor in spec.outputs:
         config.output.add(**_described(tensor, bool(size) and plain))
-    if size:
+    if spec.sequence is not None:
+        config.sequence_batching.CopyFrom(_described_sequence(spec.batch, spec.sequence))
+    elif size:
         config.dynamic_batching.CopyFrom(_described_policy(spec.batch))
+    config.response_cache.enable = spec.cached
+    for warm_up in spec.warm_ups:
+        _describe_warm_up(config.model_warmup.add(), warm_up)
     kind = "KIND_CPU" if spec.engine in CPU_ENGINES else "KIND_AUTO"
     config.instance_group.add(name=f"{spec.name}_0", kind=kind, count=spec.slots)
     config.model_transaction_policy.decoupled = spec.task == "text"
@@ -91,3 +114,59 @@ def _described_queue(queue: QueuePolicy) -> ModelQueuePolicy:
         allow_timeout_override=queue.allow_timeout_override,
         max_queue_size=queue.max_queue_size,
     )
+
+
+def _described_sequence(batch: BatchPolicy, policy: SequencePolicy) -> ModelSequenceBatching:
+    made = ModelSequenceBatching(max_sequence_idle_microseconds=policy.idle_us)
+    if policy.strategy == "direct":
+        made.direct.max_queue_delay_microseconds = policy.max_delay_us
+        made.direct.minimum_slot_utilization = policy.utilization
+    else:
+        made.oldest.max_candidate_sequences = policy.slots
+        made.oldest.preferred_batch_size.extend(policy.preferred_sizes)
+        made.oldest.max_queue_delay_microseconds = policy.max_delay_us
+        made.oldest.preserve_ordering = batch.preserve_ordering
+    for control in policy.controls:
+        _describe_control(made.control_input.add(name=control.input).control.add(), control)
+    for state in policy.states:
+        _describe_state(made.state.add(), state)
+    return made
+
+
+def _describe_control(made: ModelSequenceBatching.Control, control: Control) -> None:
+    made.kind = ModelSequenceBatching.Control.Kind.Value(f"CONTROL_SEQUENCE_{control.kind}")
+    if control.kind == "CORRID":
+        made.data_type = DataType.Value(type_name(control.datatype))
+    elif control.datatype == "FP32":
+        made.fp32_false_true.extend(control.values)
+    elif control.datatype == "INT32":
+        made.int32_false_true.extend(int(value) for value in control.values)
+    else:
+        made.bool_false_true.extend(bool(value) for value in control.values)
+
+
+def _describe_state(made: ModelSequenceBatching.State, state: StateTensor) -> None:
+    kind = DataType.Value(type_name(state.datatype))
+    made.input_name, made.output_name, made.data_type = state.input, state.output, kind
+    made.dims.extend(state.dims)
+    if state.initial_dims is None:
+        return
+    initial = made.initial_state.add(
+        name=state.initial_name, data_type=kind, dims=state.initial_dims
+    )
+    if state.file:
+        initial.data_file = Path(state.file).name
+    else:
+        initial.zero_data = True
+
+
+def _describe_warm_up(made: ModelWarmup, warm_up: WarmUp) -> None:
+    made.name, made.batch_size, made.count = warm_up.name, warm_up.batch_size, warm_up.count
+    for given in warm_up.inputs:
+        one = made.inputs[given.name]
+        one.data_type = DataType.Value(type_name(given.datatype))
+        one.dims.extend(given.dims)
+        if given.source in ("zero", "random"):
+            setattr(one, f"{given.source}_data", True)
+        else:
+            one.input_data_file = Path(given.source).name

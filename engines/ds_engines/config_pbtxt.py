@@ -7,13 +7,16 @@ which requests are joined (`none`: all requests of a batch share the tensor).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
-from ds_engines.config import batching
+from ds_engines.config import batching, sequences
 from ds_engines.config.axes import axes, batched, with_axes
 from ds_engines.config.reading import STATED_ZERO, read
 from ds_engines.config.refusals import honoured, refuse_other
 from ds_engines.config.tensors import overlaid
+from ds_engines.config.warmups import warm_up
 from ds_engines.config_message import PLATFORMS, describe
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec
@@ -33,15 +36,23 @@ _HONOURED = honoured(
     "dynamic_batching",
     "instance_group",
     "parameters",
+    "sequence_batching",
+    "model_warmup",
+    "response_cache",
 )
 
 
-def apply(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
+def apply(
+    spec: ModelSpec, config: ModelConfig, source: str, folder: Path | None = None
+) -> ModelSpec:
     """`spec`, which the model file has completed, with what `config` says laid over it.
+
+    `folder`: where the files lie that it names; that of the file `source` where none is given.
 
     A model whose rows could not be proven independent is batched where `max_batch_size` is above
     0: the operator has said so. Raises ConfigError naming `source` and the field.
     """
+    folder = folder or Path(source).parent
     refuse_other(config, source, "", _HONOURED)
     _check_identity(spec, config, source)
     named = axes(spec, config.parameters, source)
@@ -55,7 +66,30 @@ def apply(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
     if config.HasField("dynamic_batching"):
         policy = batching.policy(spec.batch, config.dynamic_batching, source)
         spec = msgspec.structs.replace(spec, batch=policy)
-    return spec
+    spec = _with_sequences(spec, config, folder, source)
+    spec = msgspec.structs.replace(spec, cached=_cached(spec, config, source))
+    warm_ups = tuple(warm_up(spec, given, folder, source) for given in config.model_warmup)
+    return msgspec.structs.replace(spec, warm_ups=warm_ups)
+
+
+def _with_sequences(spec: ModelSpec, config: ModelConfig, folder: Path, source: str) -> ModelSpec:
+    if not config.HasField("sequence_batching"):
+        return spec
+    policy = sequences.policy(spec, config, folder, source)
+    ordered = config.sequence_batching.oldest.preserve_ordering
+    batch = msgspec.structs.replace(spec.batch, preserve_ordering=ordered)
+    return msgspec.structs.replace(spec, batch=batch, sequence=policy)
+
+
+def _cached(spec: ModelSpec, config: ModelConfig, source: str) -> bool:
+    if not config.response_cache.enable:
+        return False
+    if spec.sequence is not None:
+        raise ConfigError(
+            f"{source}: response_cache and sequence_batching exclude each other: a sequence's "
+            "answers depend on what came before"
+        )
+    return True
 
 
 def _check_identity(spec: ModelSpec, config: ModelConfig, source: str) -> None:

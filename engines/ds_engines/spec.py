@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 Task = Literal["tensor", "text"]
+ControlKind = Literal["START", "READY", "END", "CORRID"]
 TimeoutAction = Literal["REJECT", "DELAY"]
 
 
@@ -78,8 +79,86 @@ class BatchPolicy(msgspec.Struct, frozen=True):
         return priority if 1 <= priority <= self.priority_levels else self.default_priority
 
 
+class Control(msgspec.Struct, frozen=True):
+    """A model input by which a sequence's requests say where in it they are.
+
+    `values`: what stands for false and for true. A CORRID has the sequence's id instead.
+    """
+
+    input: str
+    kind: ControlKind
+    datatype: str
+    values: tuple[float, float] = (0, 1)
+
+
+class StateTensor(msgspec.Struct, frozen=True):
+    """An output that the sequence's next request gets as an input.
+
+    `dims` are one row's, without the batch axis, -1 where they vary. The first request gets what
+    `file` holds, or zeros; `initial_dims` are those of either, where they are given.
+    """
+
+    input: str
+    output: str
+    datatype: str
+    dims: tuple[int, ...]
+    initial_dims: tuple[int, ...] | None = None
+    file: str = ""
+    initial_name: str = ""
+
+
+class SequencePolicy(msgspec.Struct, frozen=True):
+    """How requests of sequences are scheduled, and what a sequence's model is told and keeps.
+
+    `slots`: sequences that are served at a time; the others wait. `idle_us`: microseconds without
+    a request after which a sequence loses its slot. `utilization`: the part of a direct batch that
+    is run before `max_delay_us` is over. `shown`: outputs that are states, and are answers too.
+    """
+
+    strategy: Literal["direct", "oldest"] = "direct"
+    slots: int = 1
+    idle_us: int = 1_000_000
+    max_delay_us: int = 0
+    preferred_sizes: tuple[int, ...] = ()
+    utilization: float = 0.0
+    controls: tuple[Control, ...] = ()
+    states: tuple[StateTensor, ...] = ()
+    shown: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> set[str]:
+        """Inputs that the server fills in."""
+        return {control.input for control in self.controls} | {s.input for s in self.states}
+
+    @property
+    def outputs(self) -> set[str]:
+        """Outputs that stay in the server."""
+        return {state.output for state in self.states} - set(self.shown)
+
+
+class WarmUpInput(msgspec.Struct, frozen=True):
+    """One row of an input, without the batch axis. `source` is zero, random or a file's path."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    source: str = "zero"
+
+
+class WarmUp(msgspec.Struct, frozen=True):
+    """A batch that is run `count` times before the model is ready."""
+
+    name: str
+    batch_size: int
+    count: int
+    inputs: tuple[WarmUpInput, ...] = ()
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
-    """One version of one model, ready for an engine to load and a gateway to check against."""
+    """One version of one model, ready for an engine to load and a gateway to check against.
+
+    `cached`: equal requests may be given the same answer.
+    """
 
     name: str
     engine: str
@@ -92,6 +171,21 @@ class ModelSpec(msgspec.Struct, frozen=True):
     slots: int = 1
     platform: str = ""
     parameters: dict[str, str] = {}
+    sequence: SequencePolicy | None = None
+    warm_ups: tuple[WarmUp, ...] = ()
+    cached: bool = False
+
+    @property
+    def public(self) -> ModelSpec:
+        """The model as clients see it: without the tensors that the server keeps to itself."""
+        if self.sequence is None:
+            return self
+        inputs, outputs = self.sequence.inputs, self.sequence.outputs
+        return msgspec.structs.replace(
+            self,
+            inputs=tuple(tensor for tensor in self.inputs if tensor.name not in inputs),
+            outputs=tuple(tensor for tensor in self.outputs if tensor.name not in outputs),
+        )
 
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name, None where there is none."""

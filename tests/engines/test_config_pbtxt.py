@@ -189,6 +189,9 @@ def test_every_field_is_honoured_or_refused(apply):
         "dynamic_batching",
         "instance_group",
         "parameters",
+        "sequence_batching",
+        "model_warmup",
+        "response_cache",
     ]
     for field in ModelConfig.DESCRIPTOR.fields:
         if field.name in used:
@@ -243,7 +246,12 @@ def fill(message, field) -> None:
         ("input { name: 'x' format: FORMAT_NHWC }", "field 'input.format' is not supported"),
         ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' is not there"),
         ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
-        ("sequence_batching { }", "field 'sequence_batching' is not supported"),
+        ("model_operations { op_library_filename: 'a' }", "'model_operations' is not supported"),
+        ("optimization { eager_batching: true }", "field 'optimization' is not supported"),
+        ("batch_input { }", "field 'batch_input' is not supported"),
+        ("model_transaction_policy { decoupled: true }", "'model_transaction_policy' is not supp"),
+        ("instance_group { rate_limiter { priority: 1 } }", "'instance_group.rate_limiter' is not"),
+        ("response_cache { enable: true } sequence_batching { }", "exclude each other"),
         (
             "dynamic_batching { priority_levels: 2 }",
             "dynamic_batching.default_priority_level is 0, it must be 1 to 2",

@@ -272,3 +272,46 @@ def shifted(path: Path, datatype: str, operator: str = "Identity") -> Path:
             for name, value in {"zero": 0, "one": 1, "minus_one": -1, "end": 2**31}.items()
         ],
     )  # fmt: skip
+
+
+def told_sums(path: Path, text: bool = False) -> Path:
+    """A sequence's model. x FP32[batch, 1] to y, the sum of the sequence's so far, with what it is
+    told: start INT32, end FP32, ready BOOL, all [batch, 1], and id, UINT64 or text, given back as
+    `who`; `told` is 1000 * ready + 100 * start + 10 * end. state FP32[batch, 1] becomes `next`.
+    """
+    kind = TensorProto.STRING if text else TensorProto.UINT64
+    row = ["batch", 1]
+    return save(
+        path,
+        [
+            helper.make_node("Add", ["state", "x"], ["y"]),
+            helper.make_node("Identity", ["y"], ["next"]),
+            helper.make_node("Cast", ["start"], ["s"], to=FLOAT),
+            helper.make_node("Cast", ["ready"], ["r"], to=FLOAT),
+            helper.make_node("Mul", ["r", "thousand"], ["rr"]),
+            helper.make_node("Mul", ["s", "hundred"], ["ss"]),
+            helper.make_node("Mul", ["end", "ten"], ["ee"]),
+            helper.make_node("Add", ["rr", "ss"], ["rs"]),
+            helper.make_node("Add", ["rs", "ee"], ["told"]),
+            helper.make_node("Identity", ["id"], ["who"]),
+        ],
+        [
+            _value("x", FLOAT, row),
+            _value("start", TensorProto.INT32, row),
+            _value("end", FLOAT, row),
+            _value("ready", TensorProto.BOOL, row),
+            _value("id", kind, row),
+            _value("state", FLOAT, row),
+        ],
+        [
+            _value("y", FLOAT, row),
+            _value("told", FLOAT, row),
+            _value("who", kind, row),
+            _value("next", FLOAT, row),
+        ],
+        [
+            _constant("thousand", np.array(1000, np.float32)),
+            _constant("hundred", np.array(100, np.float32)),
+            _constant("ten", np.array(10, np.float32)),
+        ],
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import msgspec
 
@@ -33,7 +34,7 @@ def overlaid(
             raise ConfigError(f"{where} is there twice")
         seen.add(tensor.name)
         refuse_other(tensor, source, f"{what}.", _HONOURED)
-        _check_type(found[tensor.name], tensor, where)
+        check_type(found[tensor.name], tensor.data_type, where)
         shaped = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
         if isinstance(tensor, ModelOutput):
             shaped = labelled(spec, shaped, tensor, source)
@@ -41,18 +42,24 @@ def overlaid(
     return tuple(found.values())
 
 
-def _check_type(known: TensorSpec, given: ModelInput | ModelOutput, where: str) -> None:
-    expected = type_name(known.datatype)
-    got = DataType.Name(given.data_type)
-    if got not in ("TYPE_INVALID", expected):
-        raise ConfigError(f"{where}: data_type is {got}, but the model file has {expected}")
-
-
 def _shaped(spec: ModelSpec, known: TensorSpec, dims: tuple[int, ...], where: str) -> TensorSpec:
     """The tensor with the sizes that `dims` fixes; no `dims` leaves it as the file has it."""
     if not dims:
         return known
-    axis = known.batch_axis if spec.batch.max_batch_size else None
+    axis = row_axis(spec, known)
+    check_dims(spec, known, dims, where)
+    shape = dims if axis is None else (*dims[:axis], known.shape[axis], *dims[axis:])
+    return msgspec.structs.replace(known, shape=shape)
+
+
+def row_axis(spec: ModelSpec, tensor: TensorSpec) -> int | None:
+    """The axis that `dims` leave out."""
+    return tensor.batch_axis if spec.batch.max_batch_size else None
+
+
+def check_dims(spec: ModelSpec, known: TensorSpec, dims: Sequence[int], where: str) -> None:
+    """Raises ConfigError where `dims` are not one row's, or where not batched the whole's."""
+    axis = row_axis(spec, known)
     rest = without(known.shape, axis)
     fits = len(dims) == len(rest) and all(
         given == size or (size == -1 and given > 0) for given, size in zip(dims, rest, strict=True)
@@ -62,8 +69,21 @@ def _shaped(spec: ModelSpec, known: TensorSpec, dims: tuple[int, ...], where: st
         raise ConfigError(
             f"{where}: dims are {show(dims)}, but the model file has {show(rest)}{batch}"
         )
-    shape = dims if axis is None else (*dims[:axis], known.shape[axis], *dims[axis:])
-    return msgspec.structs.replace(known, shape=shape)
+
+
+def find(known: Iterable[TensorSpec], name: str, where: str) -> TensorSpec:
+    """The tensor of that name. Raises ConfigError."""
+    tensors = {tensor.name: tensor for tensor in known}
+    if name not in tensors:
+        raise ConfigError(f"{where}: {no_tensor(name, tensors)}")
+    return tensors[name]
+
+
+def check_type(known: TensorSpec, data_type: int, where: str) -> None:
+    """Raises ConfigError where the type is another; TYPE_INVALID says none."""
+    expected, got = type_name(known.datatype), DataType.Name(cast("DataType.ValueType", data_type))
+    if got not in ("TYPE_INVALID", expected):
+        raise ConfigError(f"{where}: data_type is {got}, but the model file has {expected}")
 
 
 def show(shape: Iterable[int]) -> str:

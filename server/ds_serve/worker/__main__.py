@@ -14,18 +14,22 @@ from ds_engines.base import BatchEngine
 from ds_engines.errors import ServeError
 from ds_serve import child, metrics
 from ds_serve.worker.config import WorkerConfig
+from ds_serve.worker.warming import warm
 from ds_serve.worker.worker import Worker
 
 log = logging.getLogger("ds_serve.worker")
 
 
 def load(config: WorkerConfig) -> BatchEngine:
-    """The engine with its spec completed, and overlaid with config.pbtxt where there is one."""
+    """The engine with its spec completed, overlaid with config.pbtxt where there is one, and
+    warmed up.
+    """
     begun = time.monotonic()
     engine = base.load(config.spec, config.options)
     if config.config_file is not None:
         overlay = config_pbtxt.read(config.config_file)
         engine.spec = config_pbtxt.apply(engine.spec, overlay, str(config.config_file))
+    warm(engine)
     took = time.monotonic() - begun
     log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))
     metrics.load_seconds.labels(engine.spec.name, engine.spec.version).set(took)

@@ -14,6 +14,7 @@ from ds_engines.base import Array, BatchEngine, Tensors
 from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.scheduler.queue import Entry
+from ds_serve.scheduler.sequences import Step
 from ds_serve.transport.link import Link
 from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
 
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 class Job:
     """A request inside the worker. Times are in seconds of the monotonic clock.
 
-    `queued_ns`: nanoseconds of the same clock, of a request that is traced.
+    `queued_ns`: nanoseconds of the same clock, of a request that is traced. `step`: its place in
+    its sequence, where it has one.
     """
 
     gateway: Link
@@ -33,6 +35,7 @@ class Job:
     answer: Answer | None = None
     started: float = 0.0
     queued_ns: int = 0
+    step: Step | None = None
 
     @property
     def key(self) -> Hashable:
@@ -111,7 +114,7 @@ class BatchRunner:
         t0 = time.monotonic_ns()
         batch = self._joined(jobs)
         t1 = time.monotonic_ns()
-        results = self._engine.run(batch, jobs[0].request.outputs)
+        results = self._engine.run(batch, self._wanted(jobs[0].request))
         t2 = time.monotonic_ns()
         answers = self._split(jobs, results)
         for job, answer in zip(jobs, answers, strict=True):
@@ -122,6 +125,10 @@ class BatchRunner:
                 answer.times = (job.queued_ns, t0, t1, t2, t3)
         rows = sum(job.request.rows for job in jobs)
         return Timing(rows, t1 - t0, t2 - t1, t3 - t2)
+
+    def _wanted(self, request: Infer) -> tuple[str, ...]:
+        """The outputs that the engine must give; none named: all."""
+        return request.outputs
 
     def _joined(self, jobs: list[Job]) -> Tensors:
         if len(jobs) == 1:
@@ -147,7 +154,7 @@ class BatchRunner:
             array = results[tensor.name]
             axis = tensor.batch_axis
             if axis is not None:
-                _check_rows(tensor.name, array, axis, total)
+                check_rows(tensor.name, array, axis, total)
             if len(jobs) == 1 or axis is None:
                 for answer in answers:
                     answer.outputs.append(_tensor(tensor.name, tensor.datatype, array))
@@ -181,7 +188,7 @@ def _deal_slices(
         start = stop
 
 
-def _check_rows(name: str, array: Array, axis: int, total: int) -> None:
+def check_rows(name: str, array: Array, axis: int, total: int) -> None:
     if array.ndim <= axis or array.shape[axis] != total:
         raise EngineFailure(
             f"the model answered {total} rows with an output {name!r} of shape "

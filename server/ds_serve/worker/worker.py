@@ -66,7 +66,9 @@ class Worker:
         gateways = await listen(socket, lambda: Link(self._receive, self._pump, self._forget))
         await connect(control, self._supervisor)
         child.settle()
-        self._supervisor.send(frames_of([Hello(self._identity), Loaded(self._spec, str(socket))]))
+        self._supervisor.send(
+            frames_of([Hello(self._identity), Loaded(self._spec.public, str(socket))])
+        )
         beating = asyncio.create_task(self._beat())
         grace = await self._stopped
         try:
