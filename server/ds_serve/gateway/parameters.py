@@ -14,6 +14,9 @@ LARGEST = 2**64 - 1
 LONGEST_ID = 128
 """Characters of a sequence's name, as Triton has it."""
 
+NAMES = frozenset({"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"})
+"""The parameters that say when a request runs."""
+
 NOTHING = Schedule()
 
 RESERVED = "triton_"

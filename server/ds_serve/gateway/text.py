@@ -25,6 +25,7 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec
+from ds_serve.gateway import text_statistics
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Statistics, Tensor
@@ -141,7 +142,7 @@ class TextBackend:
         raise EngineFailure(f"model {self.spec.name!r} gave no answer")
 
     async def statistics(self) -> Statistics:
-        return Statistics()
+        return text_statistics.read(self.spec.name)
 
     @property
     def in_flight(self) -> int:

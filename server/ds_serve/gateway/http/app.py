@@ -5,7 +5,7 @@ from __future__ import annotations
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
-from ds_serve.gateway.http import rest
+from ds_serve.gateway.http import generate, rest
 from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
 from ds_serve.gateway.http.infer import PATH, InferRoute
 from ds_serve.gateway.http.openai import OpenAIRoutes
@@ -20,6 +20,7 @@ class Application:
         self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
         self.infer = InferRoute(gateway, budget, self._ids, self._in_flight)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
+        self._generate = generate.GenerateRoute(gateway, budget, self._ids)
         self._rest = rest.build(gateway, budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,6 +35,8 @@ class Application:
         try:
             if path.startswith("/v1/"):
                 await self._openai(scope, receive, send)
+            elif generate.PATH.fullmatch(path):
+                await self._generate(scope, receive, send)
             else:
                 await self._seldom(scope, receive, send)
         finally:

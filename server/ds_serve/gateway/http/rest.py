@@ -26,6 +26,10 @@ HOT_PATHS = (
     ("/v1/completions", "openai", "The continuation of a text, streamed or not"),
     ("/v2/models/{model}/infer", "kserve", "A model's outputs for these tensors"),
     ("/v2/models/{model}/versions/{version}/infer", "kserve", "The same, of one version"),
+    ("/v2/models/{model}/generate", "kserve", "A text model's answer to a text"),
+    ("/v2/models/{model}/versions/{version}/generate", "kserve", "The same, of one version"),
+    ("/v2/models/{model}/generate_stream", "kserve", "The same as server-sent events"),
+    ("/v2/models/{model}/versions/{version}/generate_stream", "kserve", "Of one version"),
 )
 
 
