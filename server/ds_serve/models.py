@@ -32,8 +32,9 @@ class ModelSource(msgspec.Struct, frozen=True):
     """One model to serve.
 
     `artifact` is the model file, `config` the config.pbtxt that describes it, if there is one,
-    `why` one sentence for a person: which engine, and why that one. `scratch` is a folder that
-    goes when the model does.
+    `why` one sentence for a person: which engine, and why that one. `folder` is the
+    model's own, where there is one with a configuration, `scratch` one that goes when the model
+    does.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     why: str
     config: Path | None = None
     version: str = "1"
+    folder: Path | None = None
     scratch: Path | None = None
 
 
@@ -133,12 +135,15 @@ def _from_path(name: str | None, path: Path, said: str) -> ModelSource:
     file = _model_in(path) if path.is_dir() else path
     file = Path(os.path.normpath(file.absolute()))
     home = _home(file)
-    return source_of(
+    source = source_of(
         _require_name(name or _default_name(file, home), path),
         file,
         _config(file, home),
         file.parent.name if file.parent != home else "1",
     )
+    named = Path(os.path.normpath(path.absolute()))
+    whole = named == home != file.parent and source.config == home / CONFIG
+    return msgspec.structs.replace(source, folder=home if whole else None)
 
 
 def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:

@@ -54,20 +54,22 @@ class Library:
         raise NotFound(f"no model repository has a folder {name!r}")
 
     def folder(self, name: str) -> Path | None:
-        """A model's folder; None where no repository has it.
+        """A model's folder; None where it has none.
 
         The name may come from anywhere: it is never more than the name of a folder right below a
         repository's. Raises InvalidRequest for another name, ConfigError where two have it.
         """
         if not is_name(name):
             raise InvalidRequest(bad_name(name))
+        if name in self._sources:
+            return self._sources[name].folder
         found = [folder / name for folder in self._folders if (folder / name).is_dir()]
         if len(found) > 1:
             raise ConfigError(f"several repositories have it: {' and '.join(map(str, found))}")
         return found[0] if found else None
 
     def fingerprint(self, name: str) -> Print | None:
-        """None for a model of `--model`. Raises as `folder`, and OSError."""
+        """None for a model without a folder. Raises as `folder`, and OSError."""
         folder = self.folder(name)
         return None if folder is None else fingerprint(folder)
 
