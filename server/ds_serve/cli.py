@@ -24,6 +24,7 @@ HELP = {
     "host": "address to listen on",
     "http_port": "port for HTTP; 0 for a free one",
     "grpc_port": "port for gRPC; 0 for a free one",
+    "metrics_port": "port for the metrics alone; 0: only /metrics of the HTTP port has them",
     "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "gateways": "gateway processes that share the ports",
     "device": "where models run: auto or cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
+    metrics_port: int = 0
     grpc_server: str = "native"
     gateways: int = 1
     device: str = "auto"
@@ -81,10 +83,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             given = getattr(self, name)
             fits = type(given) is kind or (kind is float and type(given) is int)
             self._require(name, fits, f"of type {kind.__name__}")
-        for name in ("http_port", "grpc_port"):
+        for name in ("http_port", "grpc_port", "metrics_port"):
             self._require(name, 0 <= getattr(self, name) <= HIGHEST_PORT, f"0 to {HIGHEST_PORT}")
-        if self.http_port == self.grpc_port != 0:
-            raise ConfigError(f"--http-port and --grpc-port are both {self.http_port}")
+        for one, other in combinations(("http_port", "grpc_port", "metrics_port"), 2):
+            if getattr(self, one) == getattr(self, other) != 0:
+                raise ConfigError(f"{flag(one)} and {flag(other)} are both {getattr(self, one)}")
         for name in (
             "gateways",
             "repository_poll_secs",

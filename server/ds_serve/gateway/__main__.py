@@ -22,6 +22,7 @@ from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import envoy
 from ds_serve.gateway.grpc import server as grpc_server
 from ds_serve.gateway.grpc.service import InferenceService
+from ds_serve.gateway.http import rest
 from ds_serve.gateway.http.app import Application
 from ds_serve.gateway.http.express import Protocol
 from ds_serve.transport.codec import frames_of, read_from_supervisor
@@ -120,6 +121,7 @@ async def serve(config: GatewayConfig) -> None:
     await grpc.start()
     listener = listen(config.host, config.http_port)
     serving = asyncio.create_task(http.serve(sockets=[listener]))
+    telling = _tell_metrics(config, gateway)
     while not http.started and not serving.done():
         await asyncio.sleep(0.01)
     child.settle()
@@ -137,6 +139,7 @@ async def serve(config: GatewayConfig) -> None:
         log.warning("requests were still running after %.1f s; they fail now", grace)
         await asyncio.wait(unfinished, timeout=LAST_ANSWERS)
     metrics.tell_all()
+    telling.cancel()
     supervisor.close()
 
 
@@ -157,6 +160,20 @@ async def _keep_updated(
 ) -> None:
     while True:
         await _update(gateway, registries, supervisor)
+
+
+def _tell_metrics(config: GatewayConfig, gateway: Gateway) -> asyncio.Future[None]:
+    """Serve the metrics on a port of their own, until cancelled, if there is one."""
+    if not config.metrics_port:
+        return asyncio.get_running_loop().create_future()
+    server = _Server(
+        uvicorn.Config(
+            rest.metrics_alone(gateway), ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False,
+        )
+    )  # fmt: skip
+    listener = listen(config.host, config.metrics_port)
+    return asyncio.ensure_future(server.serve(sockets=[listener]))
 
 
 def _http(config: GatewayConfig, application: Application) -> _Server:

@@ -22,6 +22,7 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     host: str
     http_port: int
     grpc_port: int
+    metrics_port: int = 0
     grpc_server: str = "native"
     limits: Limits
     strict_readiness: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -14,7 +13,7 @@ from ds_engines.errors import Unsupported
 from ds_engines.spec import ModelSpec
 from ds_proto import grpc_service_pb2 as pb
 from ds_serve.gateway.gateway import READY, Gateway
-from ds_serve.transport.messages import Duration, ModelState, Statistics
+from ds_serve.transport.messages import Duration, Statistics
 
 SERVER = "ds-serve"
 
@@ -44,16 +43,13 @@ def check_repository(name: str) -> None:
         raise Unsupported(f"repository {name!r}: a repository cannot be named, leave it out")
 
 
-def versions(states: Iterable[ModelState], spec: ModelSpec) -> list[str]:
-    """The versions of the spec's model that answer."""
-    specs = [state.spec for state in states if state.name == spec.name and state.state == READY]
-    return [each.version for each in specs if each is not None] or [spec.version]
-
-
 def asked_for(gateway: Gateway, name: str, version: str) -> list[ModelSpec]:
-    """The model named, or all that are ready. Raises NotFound, Unavailable."""
+    """The version named, all ready ones of the model named, or all that are ready. Raises
+    NotFound, Unavailable.
+    """
     if name:
-        return [gateway.spec(name, version)]
+        versions = [version] if version else gateway.versions(name)
+        return [gateway.spec(name, each) for each in versions or [""]]
     specs = [state.spec for state in gateway.states() if state.state == READY]
     return [spec for spec in specs if spec is not None]
 

@@ -129,6 +129,7 @@ def gateway_config(
         host=settings.host,
         http_port=http_port,
         grpc_port=grpc_port,
+        metrics_port=settings.metrics_port,
         grpc_server=settings.grpc_server,
         limits=settings.limits,
         strict_readiness=settings.strict_readiness,

@@ -54,6 +54,8 @@ class Supervisor:
             ports.hold(settings.host, settings.grpc_port, "--grpc-port"),
         ]
         self.http_port, self.grpc_port = (held.getsockname()[1] for held in self._held)
+        if settings.metrics_port:
+            self._held.append(ports.hold(settings.host, settings.metrics_port, "--metrics-port"))
         self._control = Control(folder / "control.sock")
         self._gateways = Gateways(self.states)
         self._fleet = Fleet(

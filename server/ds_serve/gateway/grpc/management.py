@@ -49,7 +49,7 @@ class Management:
         spec = self.gateway.spec(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=spec.name,
-            versions=describe.versions(self.gateway.states(), spec),
+            versions=self.gateway.versions(spec.name),
             platform=spec.platform,
             inputs=[_tensor(tensor) for tensor in spec.inputs],
             outputs=[_tensor(tensor) for tensor in spec.outputs],

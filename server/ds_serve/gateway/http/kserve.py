@@ -57,7 +57,7 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
         spec = gateway.spec(model, version)
         return {
             "name": spec.name,
-            "versions": describe.versions(gateway.states(), spec),
+            "versions": gateway.versions(spec.name),
             "platform": spec.platform,
             "inputs": [_tensor(tensor) for tensor in spec.inputs],
             "outputs": [_tensor(tensor) for tensor in spec.outputs],

@@ -77,6 +77,17 @@ def _health(app: FastAPI, gateway: Gateway) -> None:
     async def health() -> JSONResponse:
         return _ready(gateway)
 
+    _metrics(app, gateway)
+
+
+def metrics_alone(gateway: Gateway) -> FastAPI:
+    """The metrics, for a port of their own."""
+    app = FastAPI(openapi_url=None)
+    _metrics(app, gateway)
+    return app
+
+
+def _metrics(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", tags=["health"])
     async def prometheus(request: Request) -> Response:
         """All processes' metrics in Prometheus text form."""
