@@ -13,8 +13,7 @@ from serving import Server
 @pytest.fixture
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
-    return number
+        return taken.getsockname()[1]
 
 
 def test_the_metrics_are_on_both_ports(tmp_path: Path, port: int) -> None:
