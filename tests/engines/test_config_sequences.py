@@ -43,7 +43,7 @@ SUMS = ModelSpec(
 )
 
 CONTROLS = """
-    control_input { name: "start" control { 
+    control_input { name: "start" control {
         kind: CONTROL_SEQUENCE_START int32_false_true: [0, 7] } }
     control_input { name: "end" control {
         kind: CONTROL_SEQUENCE_END bool_false_true: [false, true] } }
@@ -87,6 +87,8 @@ def test_a_sequence_model_hides_what_the_server_fills_in_and_keeps(apply: Apply)
     assert [tensor.name for tensor in spec.public.inputs] == ["x", "rate"]
     assert [tensor.name for tensor in spec.public.outputs] == ["y"]
     assert len(spec.inputs) == 7
+    encoded = msgspec.msgpack.encode(spec, enc_hook=str)
+    assert msgspec.msgpack.decode(encoded, type=ModelSpec, dec_hook=lambda t, v: t(v)) == spec
 
 
 def test_a_state_that_is_an_output_too_is_shown(apply: Apply) -> None:

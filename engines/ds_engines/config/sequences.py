@@ -155,7 +155,7 @@ def _false_true(
             "for false and for true"
         )
     ((field, (off, on)),) = said.items()
-    return FALSE_TRUE[field], (off, on)
+    return FALSE_TRUE[field], (float(off), float(on))
 
 
 # ---- what the server keeps
