@@ -169,6 +169,10 @@ def test_parameters_name_other_batch_axes(apply):
     assert spec == VAD
 
 
+def test_parameters_of_other_backends_change_nothing(apply):
+    assert apply('parameters { key: "execute_delay_ms" value { string_value: "3" } }') == MLP
+
+
 def test_labels_name_the_elements_of_an_output(apply, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n", encoding="utf-8")
     spec = apply('output { name: "y" label_filename: "labels.txt" }')
@@ -289,7 +293,6 @@ def fill(message, field) -> None:
         ("instance_group { kind: KIND_GPU }", "is KIND_GPU, but onnxruntime runs on the CPU"),
         ("instance_group { gpus: 0 }", "field 'instance_group.gpus' is not supported"),
         ("instance_group { count: -1 }", "instance_group.count is -1, it must be >= 1"),
-        ("parameters { key: 'a' value { string_value: 'b' } }", "parameter 'a' is not supported"),
         (
             "parameters { key: 'batch_axis.z' value { string_value: '0' } }",
             "parameter 'batch_axis.z': the model has no tensor 'z' there; it has x, y",

@@ -16,15 +16,13 @@ from ds_proto.model_config_pb2 import ModelConfig, ModelParameter
 def axes(
     spec: ModelSpec, parameters: Mapping[str, ModelParameter], source: str
 ) -> dict[str, int | None]:
-    """Tensor name to batch axis, of the tensors that the parameters name."""
+    """Tensor name to batch axis, of the tensors that the parameters name; others are ignored."""
     known = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
     axes: dict[str, int | None] = {}
     for key, parameter in sorted(parameters.items()):
         name = key.removeprefix(AXIS)
         if name == key:
-            raise ConfigError(
-                f"{source}: parameter {key!r} is not supported; known is {AXIS}<tensor>"
-            )
+            continue  # meant for a backend of Triton's, which ignore those that they do not know
         if name not in known:
             raise ConfigError(f"{source}: parameter {key!r}: {no_tensor(name, known)}")
         axes[name] = _axis(known[name], parameter.string_value, f"{source}: parameter {key!r}")

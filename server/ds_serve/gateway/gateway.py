@@ -149,7 +149,10 @@ class Gateway:
             if not self._informed:
                 raise Unavailable("the server is starting")
             known = ", ".join(dict.fromkeys(key[0] for key in self._states)) or "none"
-            raise NotFound(f"there is no model {name!r}; the models are: {known}")
+            # It begins as Triton's does, which clients know it by.
+            raise NotFound(
+                f"Request for unknown model: there is no model {name!r}; the models are: {known}"
+            )
         states.sort(key=lambda state: _age(state.version))
         named = [state for state in states if version in ("", state.version)]
         if not named:
