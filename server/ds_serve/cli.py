@@ -21,6 +21,7 @@ HELP = {
     "repository_poll_secs": "seconds from one look at the repository to the next, in mode poll",
     "strict_readiness": "whether the server is ready only while all its models are",
     "exit_on_error": "end, with status 1, when a model cannot be loaded at the start",
+    "id": "the name that the server says it has",
     "host": "address to listen on",
     "http_port": "port for HTTP; 0 for a free one",
     "grpc_port": "port for gRPC; 0 for a free one",

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ds_engines.errors import ConfigError
-from ds_serve.gateway.config import Limits
+from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.logs import FORMATS, LEVELS, LogSettings
 from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_control_mode: str = "none"
     load_model: tuple[str, ...] = ()
     repository_poll_secs: int = 15
+    id: str = SERVER
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001

@@ -55,7 +55,6 @@ REFUSED = {
     "--host-policy": "processes are not bound to processors; use taskset or numactl",
     "--http-header-forward-pattern": "headers are not made parameters of requests",
     "--http-restricted-api": "routes are not restricted by a header",
-    "--id": "the server's name is ds-serve",
     "--log-file": "logs go to standard error; redirect it",
     "--metrics-config": "latencies are always histograms",
     "--model-config-name": "a model's configuration is its config.pbtxt",

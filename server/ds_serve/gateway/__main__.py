@@ -87,6 +87,7 @@ async def serve(config: GatewayConfig) -> None:
         folder=config.control.parent,
         strict_readiness=config.strict_readiness,
     )
+    gateway.name = config.name
     registries: asyncio.Queue[Registry] = asyncio.Queue()
     budget = Budget(config.limits.max_request_bytes, config.limits.max_bytes_in_flight)
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()

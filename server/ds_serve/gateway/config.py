@@ -6,6 +6,9 @@ import msgspec
 
 from ds_serve.child import ChildConfig
 
+SERVER = "ds-serve"
+"""What the server calls itself, unless it is told to call itself otherwise."""
+
 
 class Limits(msgspec.Struct, frozen=True):
     """Bounds that the front-ends keep. Sizes are in bytes, times in seconds."""
@@ -19,6 +22,7 @@ class Limits(msgspec.Struct, frozen=True):
 class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     """Ports are real by now: the supervisor has resolved 0 to a free one."""
 
+    name: str = SERVER
     host: str
     http_port: int
     grpc_port: int

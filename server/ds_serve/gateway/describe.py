@@ -15,8 +15,6 @@ from ds_proto import grpc_service_pb2 as pb
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.transport.messages import Duration, Statistics
 
-SERVER = "ds-serve"
-
 EXTENSIONS = (
     "binary_tensor_data",
     "logging",

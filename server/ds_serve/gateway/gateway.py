@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import Backend, TensorBackend
-from ds_serve.gateway.config import Limits
+from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
@@ -63,6 +63,7 @@ class Gateway:
     ) -> None:
         """`folder`: what all gateways of the server share."""
         self.limits = limits
+        self.name = SERVER
         self.tracer = Tracer(tracing)
         self._tracing: tuple[TraceSettings | None, dict[str, TraceSettings]] = (tracing, {})
         self.draining = False

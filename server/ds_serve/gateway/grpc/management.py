@@ -40,7 +40,7 @@ class Management:
         self, request: pb.ServerMetadataRequest
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=describe.SERVER, version=__version__, extensions=describe.EXTENSIONS
+            name=self.gateway.name, version=__version__, extensions=describe.EXTENSIONS
         )
 
     async def ModelMetadata(  # noqa: N802

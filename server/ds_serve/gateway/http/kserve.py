@@ -34,7 +34,7 @@ def _server(app: FastAPI, gateway: Gateway) -> None:
     async def server() -> dict[str, Any]:
         """The server's name, version and extensions."""
         return {
-            "name": describe.SERVER,
+            "name": gateway.name,
             "version": __version__,
             "extensions": list(describe.EXTENSIONS),
         }
