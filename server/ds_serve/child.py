@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ds_serve import logs
+from ds_serve.logs import LogSettings
 from ds_serve.process_guard import die_with_parent
 
 PERMANENT = 3
@@ -30,8 +31,7 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     control: Path
     parent_pid: int
-    log_format: str = "text"
-    log_level: str = "info"
+    logs: LogSettings = LogSettings()
 
 
 Config = TypeVar("Config", bound=ChildConfig)
@@ -53,7 +53,7 @@ def begin(path: str, kind: type[Config]) -> Config:
 def resume(path: str, kind: type[Config]) -> Config:
     """`begin` for a process that has begun and then become another program."""
     config = msgspec.json.decode(Path(path).read_bytes(), type=kind, dec_hook=_decode)
-    logs.configure(config.log_format, config.log_level, config.identity)
+    logs.apply(config.logs, config.identity)
     return config
 
 

@@ -9,11 +9,16 @@ from datetime import UTC, datetime
 import msgspec
 import orjson
 
+log = logging.getLogger(__name__)
+
 LEVELS = ("debug", "info", "warning", "error")
 ISO = "ISO8601"
 """As a format: lines for a person, with whole dates."""
 
 FORMATS = ("text", "json", ISO)
+
+
+_NUMBERS = {level: logging.getLevelNamesMapping()[level.upper()] for level in LEVELS}
 
 
 class LogSettings(msgspec.Struct, frozen=True):
@@ -34,6 +39,11 @@ class LogSettings(msgspec.Struct, frozen=True):
         """Those that log this level and all above it."""
         least = LEVELS.index(level)
         return cls(least <= 1, least <= 2, True, int(least == 0), log_format)
+
+    @property
+    def level(self) -> str:
+        """The level that comes closest, for processes that know but that."""
+        return next((one for one in LEVELS if self.lets_pass(_NUMBERS[one])), LEVELS[-1])
 
     def lets_pass(self, level: int) -> bool:
         """Whether a record of this level is written; what is worse than an error always is."""
@@ -83,8 +93,6 @@ class TextFormatter(logging.Formatter):
 def configure(log_format: str, level: str, process: str) -> None:
     """Send this process's logs to standard error."""
     apply(LogSettings.at(level, log_format), process)
-    for noisy in ("asyncio", "aiohttp.access", "uvicorn.error", "grpc"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def apply(settings: LogSettings, process: str) -> None:
@@ -97,5 +105,7 @@ def apply(settings: LogSettings, process: str) -> None:
     handler.addFilter(lambda record: settings.lets_pass(record.levelno))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-    root.setLevel(next(filter(settings.lets_pass, levels), logging.CRITICAL))
+    root.setLevel(next(filter(settings.lets_pass, _NUMBERS.values()), logging.CRITICAL))
+    for noisy in ("asyncio", "aiohttp.access", "uvicorn.error", "grpc"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log.debug("log settings: %s", settings)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ds_engines.errors import ConfigError
 from ds_serve.models import CONFIG, ModelSource, is_model_file, only_model_in, source_of
 
@@ -39,10 +41,11 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
         )
     places = _versions(folder, said)
     file = "" if said is None else said.default_model_filename
-    return [
+    sources = [
         source_of(name, _model_file(place, file), config, version)
         for version, place in places.items()
     ]
+    return [msgspec.structs.replace(source, folder=folder) for source in sources]
 
 
 def fingerprint(folder: Path) -> Print:

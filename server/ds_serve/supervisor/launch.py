@@ -12,6 +12,7 @@ from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
 from ds_serve import tracing
 from ds_serve.gateway.config import GatewayConfig
+from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
 from ds_serve.text_tensors import INPUTS, OUTPUTS
@@ -58,6 +59,7 @@ def worker_config(
     identity: str,
     socket: Path,
     control: Path,
+    logs: LogSettings,
 ) -> WorkerConfig:
     policy = BatchPolicy(
         max_batch_size=settings.max_batch_size,
@@ -68,8 +70,7 @@ def worker_config(
         identity=identity,
         control=control,
         parent_pid=os.getpid(),
-        log_format=settings.log_format,
-        log_level=settings.log_level,
+        logs=logs,
         spec=ModelSpec(
             name=source.name,
             engine=source.engine,
@@ -80,6 +81,7 @@ def worker_config(
         options=EngineOptions(threads=threads),
         socket=socket,
         config_file=source.config,
+        folder=source.folder,
     )
 
 
@@ -97,7 +99,9 @@ def text_spec(source: ModelSource) -> ModelSpec:
     )
 
 
-def text_command(settings: Settings, source: ModelSource, threads: int, socket: Path) -> list[str]:
+def text_command(
+    settings: Settings, source: ModelSource, threads: int, logs: LogSettings, socket: Path
+) -> list[str]:
     command = [
         sys.executable, "-m", "ds_serve.text",
         "--uds", str(socket),
@@ -107,7 +111,8 @@ def text_command(settings: Settings, source: ModelSource, threads: int, socket: 
         "--request-timeout", str(settings.text_timeout),
         "--drain-timeout", str(settings.drain_timeout),
         "--hang-timeout", str(settings.hang_timeout),
-        "--log-format", settings.log_format,
+        "--log-format", logs.log_format,
+        "--log-level", logs.level,
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip
     if settings.max_seq_len:
@@ -118,14 +123,20 @@ def text_command(settings: Settings, source: ModelSource, threads: int, socket: 
 
 
 def gateway_config(
-    settings: Settings, *, identity: str, control: Path, http_port: int, grpc_port: int
+    settings: Settings,
+    *,
+    identity: str,
+    control: Path,
+    logs: LogSettings,
+    http_port: int,
+    grpc_port: int,
 ) -> GatewayConfig:
     return GatewayConfig(
         identity=identity,
         control=control,
         parent_pid=os.getpid(),
-        log_format=settings.log_format,
-        log_level=settings.log_level,
+        logs=logs,
+        name=settings.id,
         host=settings.host,
         http_port=http_port,
         grpc_port=grpc_port,

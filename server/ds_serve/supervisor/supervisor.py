@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -134,7 +133,11 @@ class Supervisor:
         threads = cpus.share(cpus.available(), self._fleet.size)
         hang = self.settings.hang_timeout
         if source.task == "text":
-            command = partial(launch.text_command, self.settings, source, threads)
+
+            def command(socket: Path) -> list[str]:
+                logs = self._tunables.logs
+                return launch.text_command(self.settings, source, threads, logs, socket)
+
             spec = launch.text_spec(source)
             # Its HTTP client takes long to import, so only servers that have text models do.
             from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
@@ -149,6 +152,7 @@ class Supervisor:
                 identity=identity,
                 socket=socket,
                 control=self._control.path,
+                logs=self._tunables.logs,
             )
 
         return TensorWorkerKeeper(
@@ -160,6 +164,7 @@ class Supervisor:
             self.settings,
             identity=identity,
             control=self._control.path,
+            logs=self._tunables.logs,
             http_port=self.http_port,
             grpc_port=self.grpc_port,
         )

@@ -35,7 +35,9 @@ class Tunables:
         knows: Callable[[str], bool],
         broadcast: Callable[[Tuning], None],
     ) -> None:
-        self._default_logs = self._logs = logs
+        self.logs = logs
+        """As they are now."""
+        self._default_logs = logs
         self._default_tracing = tracing
         self._changes: dict[str, dict[str, Any]] = {"": {}}
         self._gateways = gateways
@@ -46,7 +48,7 @@ class Tunables:
         """What all children are told."""
         models = {name: self._tracing(name) for name in self._changes if name}
         return Tuning(
-            self._logs,
+            self.logs,
             self._shared(self._tracing("")),
             {name: self._shared(settings) for name, settings in models.items()},
         )
@@ -58,9 +60,9 @@ class Tunables:
         """
         wanted = {name: self._log_value(name, value) for name, value in changes.items()}
         if wanted:
-            self._logs = msgspec.structs.replace(self._logs, **wanted)
+            self.logs = msgspec.structs.replace(self.logs, **wanted)
             self._broadcast(self.tuning())
-        values = msgspec.to_builtins(self._logs)
+        values = msgspec.to_builtins(self.logs)
         if values["log_format"] == self._default_logs.log_format:
             values["log_format"] = DEFAULT
         return {"log_file": "", **values}

@@ -28,7 +28,9 @@ def load(config: WorkerConfig) -> BatchEngine:
     engine = base.load(config.spec, config.options)
     if config.config_file is not None:
         overlay = config_pbtxt.read(config.config_file)
-        engine.spec = config_pbtxt.apply(engine.spec, overlay, str(config.config_file))
+        engine.spec = config_pbtxt.apply(
+            engine.spec, overlay, str(config.config_file), config.folder
+        )
     warm(engine)
     took = time.monotonic() - begun
     log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))
@@ -44,7 +46,7 @@ def _shapes(engine: BatchEngine) -> str:
 
 async def serve(config: WorkerConfig, engine: BatchEngine) -> bool:
     """Serve until the supervisor says stop; whether the engine has finished."""
-    return await Worker(engine, config.identity).run(config.socket, config.control)
+    return await Worker(engine, config.identity, config.cache).run(config.socket, config.control)
 
 
 def main() -> int:
