@@ -8,10 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ds_engines.errors import InvalidRequest
+from ds_engines.errors import InvalidRequest, LoadError
 from ds_serve.models import CONFIG
 
 PLACE = re.compile(r"([1-9][0-9]*)/([A-Za-z0-9_][A-Za-z0-9._-]*)")
+
+LONGEST_NAME = 255
+"""Characters of a file's name that a file system takes."""
 
 CODE = frozenset({".py", ".pyc", ".pyo", ".pyd", ".pyw", ".pyi", ".pth", ".pkl", ".so"})
 """What an engine or the interpreter might run, which only an administrator may put here."""
@@ -56,7 +59,15 @@ def config_text(config: str) -> str:
 
 
 def _place(path: str) -> tuple[str, str]:
-    """Version and name. Raises InvalidRequest for any other kind of path, and for code."""
+    """Version and name. Raises InvalidRequest for any other kind of path, and for code, and
+    LoadError for a name that no folder can hold.
+    """
+    if any(len(part) > LONGEST_NAME for part in path.split("/")):
+        # In Triton's words, and an error of its kind, which clients look for.
+        raise LoadError(
+            f"failed to poll from model repository: the file {path[:40]!r}... has a name of more "
+            f"than {LONGEST_NAME} characters"
+        )
     found = PLACE.fullmatch(path)
     if found is None:
         raise InvalidRequest(
