@@ -53,7 +53,8 @@ def describe(spec: ModelSpec) -> ModelConfig:
     )
     config.version_policy.latest.num_versions = 1
     for tensor in spec.inputs:
-        config.input.add(optional=tensor.optional, **_described(tensor, bool(size) and plain))
+        about = _described(tensor, bool(size) and plain)
+        config.input.add(optional=tensor.optional, format=tensor.format, **about)
     for tensor in spec.outputs:
         config.output.add(**_described(tensor, bool(size) and plain))
     if spec.sequence is not None:

@@ -18,7 +18,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
     `datatype` is a KServe v2 name (`FP32`, `BYTES`, ...). `shape` is whole, as the engine sees
     it, with -1 for a dynamic axis. `batch_axis` is the axis along which rows of several requests
     are joined; None for a tensor that all requests of a batch must have in common. `labels` are
-    names for the elements of an output, the first's first.
+    names for the elements of an output, the first's first. `format` says how an input's axes are
+    meant, in Triton's words (`FORMAT_NCHW`, ...), which clients that send pictures look for.
     """
 
     name: str
@@ -27,6 +28,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     batch_axis: int | None = None
     optional: bool = False
     labels: tuple[str, ...] = ()
+    format: str = "FORMAT_NONE"
 
 
 class QueuePolicy(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import pytest
 from ds_engines import config_pbtxt
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec
-from ds_proto.model_config_pb2 import ModelConfig
+from ds_proto.model_config_pb2 import ModelConfig, ModelInput
 
 MLP = ModelSpec(
     name="mlp",
@@ -173,6 +173,12 @@ def test_parameters_of_other_backends_change_nothing(apply):
     assert apply('parameters { key: "execute_delay_ms" value { string_value: "3" } }') == MLP
 
 
+def test_the_format_of_an_input_is_passed_on(apply):
+    spec = apply('input { name: "x" format: FORMAT_NHWC }')
+    assert spec.inputs[0].format == "FORMAT_NHWC"
+    assert config_pbtxt.describe(spec).input[0].format == ModelInput.FORMAT_NHWC
+
+
 def test_labels_name_the_elements_of_an_output(apply, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n", encoding="utf-8")
     spec = apply('output { name: "y" label_filename: "labels.txt" }')
@@ -247,7 +253,6 @@ def fill(message, field) -> None:
         ("input { name: 'x' reshape { shape: [8, 8] } }", "field 'input.reshape' is not supported"),
         ("input { name: 'x' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not"),
         ("input { name: 'x' optional: true }", "field 'input.optional' is not supported"),
-        ("input { name: 'x' format: FORMAT_NHWC }", "field 'input.format' is not supported"),
         ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' is not there"),
         ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
         ("model_operations { op_library_filename: 'a' }", "'model_operations' is not supported"),

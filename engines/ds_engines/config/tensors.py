@@ -14,7 +14,7 @@ from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
 
-_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename")
+_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename", "format")
 
 
 def overlaid(
@@ -38,6 +38,9 @@ def overlaid(
         shaped = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
         if isinstance(tensor, ModelOutput):
             shaped = labelled(spec, shaped, tensor, source)
+        elif tensor.format:
+            name = ModelInput.Format.Name(tensor.format)
+            shaped = msgspec.structs.replace(shaped, format=name)
         found[tensor.name] = shaped
     return tuple(found.values())
 
