@@ -41,6 +41,8 @@ HELP = {
     "hang_timeout": "seconds of one batch, or of silence, after which a worker is restarted",
     "max_request_bytes": "bytes of one request's body; then 413",
     "max_bytes_in_flight": "bytes of all requests that a gateway holds; then 503",
+    "response_cache_byte_size": "bytes of answers kept for models that enable response_cache; "
+    "0: none",
     "exit_on_model_failure": "end, with status 1, when any model fails for good",
     "trace_file": "file for traces of single requests, in Triton's format; none: no traces",
     "trace_rate": "trace one request in so many",

@@ -46,6 +46,20 @@ infer_us = Counter(
 output_us = Counter(
     "nv_inference_compute_output_duration_us", "Time spent splitting outputs, microseconds.", MODEL
 )
+cache_hits = Counter(
+    "nv_cache_num_hits_per_model", "Requests answered from the response cache.", MODEL
+)
+cache_misses = Counter(
+    "nv_cache_num_misses_per_model", "Requests that the response cache had no answer to.", MODEL
+)
+cache_hit_us = Counter(
+    "nv_cache_hit_duration_per_model", "Time of look-ups that found one, microseconds.", MODEL
+)
+cache_miss_us = Counter(
+    "nv_cache_miss_duration_per_model",
+    "Time of look-ups that found none, and of keeping answers, microseconds.",
+    MODEL,
+)
 request_seconds = Histogram(
     "ds_request_seconds",
     "Time from a tensor request's arrival at the gateway to its answer from the worker.",

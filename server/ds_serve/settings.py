@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hang_timeout: float = 30.0
     max_request_bytes: int = Limits().max_request_bytes
     max_bytes_in_flight: int = Limits().max_bytes_in_flight
+    response_cache_byte_size: int = 0
     strict_readiness: bool = True
     exit_on_error: bool = False
     exit_on_model_failure: bool = False
@@ -99,7 +100,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("trace_rate", self.trace_rate >= 1, "1 or more")
         self._require("trace_count", self.trace_count >= -1, "-1 or more")
-        for name in ("batch_delay_us", "max_seq_len", "drain_timeout", "trace_log_frequency"):
+        for name in (
+            "response_cache_byte_size",
+            "batch_delay_us",
+            "max_seq_len",
+            "drain_timeout",
+            "trace_log_frequency",
+        ):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("request_timeout", "text_timeout", "hang_timeout"):
             self._require(name, getattr(self, name) > 0, "above 0")

@@ -167,6 +167,15 @@ def _trace(flag: str, value: str) -> Words:
     return [known[key], wanted]
 
 
+def _cache(flag: str, value: str) -> Words:
+    """`--cache-config local,size=BYTES`."""
+    kind, _, setting = value.partition(",")
+    key, _, size = setting.partition("=")
+    if (kind, key) != ("local", "size"):
+        raise ConfigError(f"{flag} {value} is not supported; there is local,size=BYTES alone")
+    return ["--response-cache-byte-size", size]
+
+
 Maker = Callable[[str, str], Words]
 
 _MAKERS: dict[str, Maker] = {
@@ -175,6 +184,7 @@ _MAKERS: dict[str, Maker] = {
     **dict.fromkeys(REFUSED, _refuse),
     **dict.fromkeys(REQUIRED, _require),
     **dict.fromkeys(LEVELS, _level),
+    "--cache-config": _cache,
     "--log-error": _errors,
     "--log-format": _format,
     "--log-verbose": _verbose,

@@ -75,6 +75,8 @@ def statistics(spec: ModelSpec, counted: Statistics) -> pb.ModelStatistics:
             compute_input=_duration(counted.compute_input),
             compute_infer=_duration(counted.compute_infer),
             compute_output=_duration(counted.compute_output),
+            cache_hit=_duration(counted.cache_hit),
+            cache_miss=_duration(counted.cache_miss),
         ),
     )
     for size, batch in sorted(counted.batches.items()):

@@ -16,7 +16,7 @@ from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
 from ds_serve.text_tensors import INPUTS, OUTPUTS
-from ds_serve.worker.config import WorkerConfig
+from ds_serve.worker.config import CacheConfig, WorkerConfig
 
 TEXT_PLATFORM = "openvino_genai"
 
@@ -82,7 +82,14 @@ def worker_config(
         socket=socket,
         config_file=source.config,
         folder=source.folder,
+        cache=_cache(settings, control),
     )
+
+
+def _cache(settings: Settings, control: Path) -> CacheConfig | None:
+    """All workers count what they keep in one file, beside the control socket."""
+    size = settings.response_cache_byte_size
+    return CacheConfig(size, control.with_name("response-cache")) if size else None
 
 
 def text_spec(source: ModelSource) -> ModelSpec:

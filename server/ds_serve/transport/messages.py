@@ -163,6 +163,8 @@ class Statistics(msgspec.Struct, array_like=True, tag=1):
     compute_infer: Duration = msgspec.field(default_factory=Duration)
     compute_output: Duration = msgspec.field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = msgspec.field(default_factory=dict)
+    cache_hit: Duration = msgspec.field(default_factory=Duration)
+    cache_miss: Duration = msgspec.field(default_factory=Duration)
 
 
 # Between the supervisor and everybody else.

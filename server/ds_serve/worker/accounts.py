@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ds_engines.spec import ModelSpec
 from ds_serve import metrics
 from ds_serve.metrics import Level, Observations, Tally
-from ds_serve.transport.messages import BatchStatistics, Duration, Statistics
+from ds_serve.transport.messages import BatchStatistics, Duration, Infer, Statistics
 from ds_serve.worker.work import Job, Timing
 
 REASONS = {
@@ -34,6 +34,10 @@ class Accounts:
         self._input_us = Tally(metrics.input_us.labels(*labels).inc)
         self._infer_us = Tally(metrics.infer_us.labels(*labels).inc)
         self._output_us = Tally(metrics.output_us.labels(*labels).inc)
+        self._hits = Tally(metrics.cache_hits.labels(*labels).inc)
+        self._misses = Tally(metrics.cache_misses.labels(*labels).inc)
+        self._hit_us = Tally(metrics.cache_hit_us.labels(*labels).inc)
+        self._miss_us = Tally(metrics.cache_miss_us.labels(*labels).inc)
         self._seconds = Observations(metrics.request_seconds.labels(*labels))
         self._batch_rows = Observations(metrics.batch_rows.labels(*labels))
         self._pending = Level(metrics.pending.labels(*labels).set)
@@ -96,6 +100,25 @@ class Accounts:
             self._success.add(succeeded)
             self._request_us.add(request * 1e6)
             self._queue_us.add(queued * 1e6)
+
+    def hit(self, ns: int, request: Infer) -> None:
+        """A request that was answered from the cache, where it was looked up in `ns`."""
+        took = time.monotonic() - request.arrived
+        total = self.statistics
+        total.last_inference_ms = time.time_ns() // 1_000_000
+        total.success.add(int(took * 1e9))
+        total.cache_hit.add(ns)
+        self._seconds.add(took)
+        self._success.add()
+        self._request_us.add(took * 1e6)
+        self._hits.add()
+        self._hit_us.add(ns / 1e3)
+
+    def missed(self, ns: int, count: int = 1) -> None:
+        """Nanoseconds of a look-up that found nothing, or of keeping answers (`count` 0)."""
+        self.statistics.cache_miss.add(ns, count)
+        self._misses.add(count)
+        self._miss_us.add(ns / 1e3)
 
     def failed(self, kind: str, took: float) -> None:
         """A request that ended without outputs, `took` seconds after its arrival."""

@@ -26,7 +26,7 @@ class Job:
     """A request inside the worker. Times are in seconds of the monotonic clock.
 
     `queued_ns`: nanoseconds of the same clock, of a request that is traced. `step`: its place in
-    its sequence, where it has one.
+    its sequence, where it has one. `cache_key`: under which its answer is to be kept.
     """
 
     gateway: Link
@@ -36,6 +36,7 @@ class Job:
     started: float = 0.0
     queued_ns: int = 0
     step: Step | None = None
+    cache_key: bytes = b""
 
     @property
     def key(self) -> Hashable:

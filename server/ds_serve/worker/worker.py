@@ -30,7 +30,9 @@ from ds_serve.transport.messages import (
     Tuning,
 )
 from ds_serve.worker.accounts import Accounts
+from ds_serve.worker.config import CacheConfig
 from ds_serve.worker.plans import plan_of
+from ds_serve.worker.responses import responses
 from ds_serve.worker.shared import SharedMemory
 from ds_serve.worker.work import Job, Timing, arrays_of
 
@@ -40,13 +42,16 @@ BEAT_SECONDS = 0.5
 class Worker:
     """Serves one loaded engine until the supervisor says stop."""
 
-    def __init__(self, engine: BatchEngine, identity: str) -> None:
+    def __init__(
+        self, engine: BatchEngine, identity: str, cache: CacheConfig | None = None
+    ) -> None:
         self._spec = engine.spec
         self._identity = identity
         self._plan = plan_of(engine)
         self._queue = self._plan.queue
         self._ordering = Ordering[Job]() if self._spec.batch.preserve_ordering else None
         self._accounts = Accounts(self._spec)
+        self._responses = responses(self._spec, cache, self._accounts)
         self._supervisor = Link(self._obey)
         self._shared = SharedMemory()
         self._batcher = Batcher(
@@ -78,34 +83,43 @@ class Worker:
         await asyncio.sleep(0)  # the last answers leave with this turn of the loop
         beating.cancel()
         self._batcher.close()
+        if self._responses is not None:
+            self._responses.close()
         metrics.tell_all()
         gateways.close()
         self._supervisor.close()
         return not self._batcher.busy
 
     def _receive(self, gateway: Link, frames: list[memoryview]) -> None:
-        refused: list[object] = []
+        answers: list[object] = []
         for message in read_to_worker(frames):
             match message:
                 case Infer():
-                    self._admit(gateway, message, refused)
+                    self._admit(gateway, message, answers)
                 case Cancel():
                     if self._cancel(gateway, message):
-                        refused.append(Answer(message.id))  # its inputs' memory is free
+                        answers.append(Answer(message.id))  # its inputs' memory is free
                 case Attach():
-                    refused.append(Attached(self._shared.attach(gateway, message)))
+                    answers.append(Attached(self._shared.attach(gateway, message)))
                 case StatisticsQuery():
                     metrics.tell_all()
                     self._accounts.statistics.id = message.id
-                    refused.append(self._accounts.statistics)
-        if refused:
-            gateway.send(frames_of(refused))
+                    answers.append(self._accounts.statistics)
+        if answers:
+            gateway.send(frames_of(answers))
 
-    def _admit(self, gateway: Link, request: Infer, refused: list[object]) -> None:
+    def _admit(self, gateway: Link, request: Infer, answers: list[object]) -> None:
         try:
             if request.places:
                 self._shared.find_inputs(gateway, request)
-            job = Job(gateway, request, arrays_of(request))
+            key = b""
+            if self._responses is not None:
+                found = self._responses.find(request)
+                if isinstance(found, Answer):
+                    self._answer_at_once(Job(gateway, request, {}, found), answers)
+                    return
+                key = found
+            job = Job(gateway, request, arrays_of(request), cache_key=key)
             if request.traced:
                 job.queued_ns = time.monotonic_ns()
             self._plan.push(job)
@@ -113,7 +127,15 @@ class Worker:
                 self._ordering.admit(job.key)
         except ServeError as error:
             self._accounts.failed(error.kind, time.monotonic() - request.arrived)
-            refused.append(Answer(request.id, fault=Fault.of(error)))
+            answers.append(Answer(request.id, fault=Fault.of(error)))
+
+    def _answer_at_once(self, job: Job, answers: list[object]) -> None:
+        """With what was known already, but after the answers that it must follow."""
+        if self._ordering is None:
+            answers.append(job.answer)
+        else:
+            self._ordering.admit(job.key)
+            self._send([job])
 
     def _cancel(self, gateway: Link, message: Cancel) -> bool:
         """Whether it was still waiting."""
@@ -139,6 +161,8 @@ class Worker:
     def _answer(self, entries: list[Entry], timings: list[Timing]) -> None:
         jobs = _jobs(entries)
         self._plan.finished(entries)
+        if self._responses is not None:
+            self._responses.keep(jobs)
         self._send(jobs)
         self._accounts.executed(timings)
         self._accounts.answered(jobs, timings)
@@ -192,6 +216,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._supervisor.send(frames_of([Beat(self._batcher.busy)]))
+            if self._responses is not None:
+                self._responses.trim()
             await asyncio.sleep(BEAT_SECONDS)
 
 
