@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 PREFIX = "ds-"
+_ALL = ("*",)
 _INDEXED = 8
 """Bytes of a digest by which a key is looked up before it is compared."""
 
@@ -21,14 +22,14 @@ class Key:
 
     name: str
     digest: bytes
-    models: tuple[str, ...] = ("*",)
+    models: tuple[str, ...] = _ALL
     requests_per_second: float = 0.0
     burst: int = 0
     concurrency: int = 0
     admin: bool = False
 
     def allows(self, model: str) -> bool:
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return self.models == _ALL or any(fnmatchcase(model, each) for each in self.models)
 
     @property
     def limited(self) -> bool:

@@ -25,12 +25,14 @@ SLOTS = 16384
 GATEWAYS = 64
 """Gateways that can count requests at one time."""
 
-_IDS = 0
+_IDS = 8  # before them, how many places were ever taken
 _FULL_AT = _IDS + 8 * SLOTS
 _COUNTS = _FULL_AT + 8 * SLOTS
 _END = _COUNTS + 4 * SLOTS * GATEWAYS
 _LOCKS = _END
-"""Bytes that nobody writes, but locks: one for each place, each slot, and for taking slots."""
+"""Bytes that nobody writes, but locks: one for each place and slot, and one for taking them."""
+
+_NEW = GATEWAYS + SLOTS
 
 _TRIES = 200
 SECOND = 1_000_000_000
@@ -44,6 +46,7 @@ class Ledger:
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, _END)
         view = memoryview(mmap.mmap(self._fd, _END))
+        self._places = view[:_IDS].cast("q")
         self._ids = view[_IDS:_FULL_AT].cast("Q")
         self._full_at = view[_FULL_AT:_COUNTS].cast("q")
         self._counts = view[_COUNTS:_END].cast("i")
@@ -104,10 +107,10 @@ class Ledger:
         self._full_at[slot] = full_at
 
     def _under_way(self, slot: int) -> int:
-        return sum(self._counts[slot::SLOTS])
+        return sum(self._counts[slot : self._places[0] * SLOTS : SLOTS])
 
     def _take_off_the_dead(self, slot: int) -> None:
-        for place in range(GATEWAYS):
+        for place in range(self._places[0]):
             at = place * SLOTS + slot
             if self._counts[at] and place != self._place and self._try(place):
                 self._counts[at] = 0
@@ -119,6 +122,8 @@ class Ledger:
             if self._try(place):
                 mine = self._counts[place * SLOTS : (place + 1) * SLOTS]
                 mine[:] = memoryview(bytes(mine.nbytes)).cast("i")
+                with self._locked(_NEW):
+                    self._places[0] = max(self._places[0], place + 1)
                 return place
         os.close(self._fd)
         raise ConfigError(f"keys with limits can be kept by up to {GATEWAYS} gateways")
@@ -126,7 +131,7 @@ class Ledger:
     def _find(self, digest: bytes) -> int:
         """The key's slot, taken now where it has none. Raises RateLimited where none is left."""
         id = int.from_bytes(digest[:8], "little") or 1
-        with self._locked(GATEWAYS + SLOTS):
+        with self._locked(_NEW):
             for step in range(SLOTS):
                 slot = (id + step) % SLOTS
                 if self._ids[slot] in (0, id):
