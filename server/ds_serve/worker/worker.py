@@ -175,12 +175,14 @@ class Worker:
             error = DeadlineExceeded(f"the deadline passed after {waited:.3f} s in the queue")
             self._fail(job, error)
         self._send(jobs)
+        self._accounts.waiting(len(self._queue), self._batcher.running)
 
     def _refused(self, refused: Refused) -> None:
         for entry, error in refused:
             for job in _jobs([entry]):
                 self._fail(job, error)
         self._send(_jobs([entry for entry, _ in refused]))
+        self._accounts.waiting(len(self._queue), self._batcher.running)
 
     def _refuse_rest(self) -> None:
         jobs = _jobs(self._queue.drain())
