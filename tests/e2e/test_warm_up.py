@@ -10,8 +10,8 @@ from onnx_models import lookup, mlp, told_sums
 from serving import Server
 
 ROWS = 'inputs { key: "%s" value { data_type: %s dims: [%d] %s } }'
-LOOKUP = """model_warmup { name: "three" batch_size: 3 count: 2 %s }
-model_warmup { name: "table" batch_size: 1 %s }""" % (
+LOOKUP = """model_warmup {{ name: "three" batch_size: 3 count: 2 {} }}
+model_warmup {{ name: "table" batch_size: 1 {} }}""".format(
     ROWS % ("index", "TYPE_INT64", 1, "random_data: true"),
     ROWS % ("index", "TYPE_INT64", 1, 'input_data_file: "index"'),
 )
