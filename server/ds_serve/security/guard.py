@@ -23,6 +23,8 @@ class Kind(Enum):
     """Runs a model; counts as under way until its caller is closed."""
     READ = "read"
     """Asks about the server or a model."""
+    MEMORY = "memory"
+    """Has the server read and write shared memory, in which others' tensors may lie too."""
     ADMIN = "admin"
     """Changes what the server does."""
 
@@ -97,6 +99,8 @@ class KeyGuard:
     def enter(self, key: Key, model: str, kind: Kind) -> Caller:
         if kind is Kind.ADMIN and not key.admin:
             raise Forbidden(f"key {key.name!r} is no administrator's")
+        if kind is Kind.MEMORY and not (key.shared_memory or key.admin):
+            raise Forbidden(f"key {key.name!r} does not allow shared memory")
         if model and not key.allows(model):
             raise Forbidden(f"key {key.name!r} does not allow model {model!r}")
         if not key.limited:

@@ -7,6 +7,7 @@
     burst = 100                    # at once, after a pause; without: those of a second
     concurrency = 8                # under way at one time; without: any number
     admin = false                  # may load and unload models and change settings
+    shared_memory = false          # may have tensors read from, and put into, shared memory
 
 or the same as JSON. Keys are random and long, so that one round of SHA-256 protects them: there is
 nothing to guess from.
@@ -109,6 +110,7 @@ def _made(name: str, fields: Mapping[str, Any], rate: float) -> Key:
         burst=fields.get("burst", math.ceil(rate)),
         concurrency=fields.get("concurrency", 0),
         admin=fields.get("admin", False),
+        shared_memory=fields.get("shared_memory", False),
     )
 
 
@@ -128,11 +130,16 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 _CHECKS = {
     "sha256": (_is_digest, "the 64 hexadecimal digits of a SHA-256"),
     "models": (_is_names, "a list of model names, in which * stands for anything"),
     "requests_per_second": (_is_rate, "a number above 0"),
     "burst": (_is_count, "a whole number above 0"),
     "concurrency": (_is_count, "a whole number above 0"),
-    "admin": (lambda value: isinstance(value, bool), "true or false"),
+    "admin": (_is_flag, "true or false"),
+    "shared_memory": (_is_flag, "true or false"),
 }

@@ -27,6 +27,7 @@ class Key:
     burst: int = 0
     concurrency: int = 0
     admin: bool = False
+    shared_memory: bool = False
 
     def allows(self, model: str) -> bool:
         return self.models == _ALL or any(fnmatchcase(model, each) for each in self.models)

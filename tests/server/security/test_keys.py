@@ -102,6 +102,14 @@ def test_control_is_for_administrators(guard):
         guard.check(bearer(BOB), "magika", Kind.ADMIN)
 
 
+def test_shared_memory_is_for_keys_that_say_so(guard, file):
+    guard.check(bearer(ALICE), "", Kind.MEMORY)
+    with pytest.raises(Forbidden, match="key 'bob & co' does not allow shared memory"):
+        guard.check(bearer(BOB), "", Kind.MEMORY)
+    write(file, FILE + "shared_memory = true\n")
+    guard.check(bearer(BOB), "", Kind.MEMORY)
+
+
 def test_without_keys_everybody_is_let_in_but_to_control():
     guard = OpenGuard()
     assert guard.check(None, "mlp", Kind.INFER).name == ""

@@ -62,6 +62,8 @@ def openai_body(
 
 def _answer(error: ServeError, body: dict[str, object]) -> Answer:
     headers = [(b"content-type", JSON)]
+    if error.kind == "Unauthenticated":
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     return Answer.json(STATUS[error.kind], body, headers)
