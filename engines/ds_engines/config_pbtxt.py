@@ -13,6 +13,7 @@ import msgspec
 
 from ds_engines.config import batching, sequences
 from ds_engines.config.axes import axes, batched, with_axes
+from ds_engines.config.labels import labelled
 from ds_engines.config.reading import STATED_ZERO, read
 from ds_engines.config.refusals import honoured, refuse_other
 from ds_engines.config.tensors import overlaid
@@ -63,6 +64,7 @@ def apply(
         outputs=overlaid(spec, spec.outputs, config.output, source, "output"),
         slots=batching.slots(spec, config.instance_group, source) or spec.slots,
     )
+    spec = msgspec.structs.replace(spec, outputs=labelled(spec, config.output, folder, source))
     if config.HasField("dynamic_batching"):
         policy = batching.policy(spec.batch, config.dynamic_batching, source)
         spec = msgspec.structs.replace(spec, batch=policy)

@@ -253,7 +253,7 @@ def fill(message, field) -> None:
         ("input { name: 'x' reshape { shape: [8, 8] } }", "field 'input.reshape' is not supported"),
         ("input { name: 'x' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not"),
         ("input { name: 'x' optional: true }", "field 'input.optional' is not supported"),
-        ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' is not there"),
+        ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' in "),
         ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
         ("model_operations { op_library_filename: 'a' }", "'model_operations' is not supported"),
         ("optimization { eager_batching: true }", "field 'optimization' is not supported"),

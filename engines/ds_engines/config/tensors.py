@@ -7,7 +7,6 @@ from typing import cast
 
 import msgspec
 
-from ds_engines.config.labels import labelled
 from ds_engines.config.refusals import Honoured, honoured, refuse_other
 from ds_engines.config_message import type_name, without
 from ds_engines.errors import ConfigError
@@ -36,9 +35,7 @@ def overlaid(
         refuse_other(tensor, source, f"{what}.", _HONOURED)
         check_type(found[tensor.name], tensor.data_type, where)
         shaped = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
-        if isinstance(tensor, ModelOutput):
-            shaped = labelled(spec, shaped, tensor, source)
-        elif tensor.format:
+        if isinstance(tensor, ModelInput) and tensor.format:
             name = ModelInput.Format.Name(tensor.format)
             shaped = msgspec.structs.replace(shaped, format=name)
         found[tensor.name] = shaped
