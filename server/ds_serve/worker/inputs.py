@@ -47,7 +47,7 @@ def warm_up_batch(spec: ModelSpec, warm_up: WarmUp) -> Tensors:
     batch = first_states(spec, warm_up.batch_size)
     controls = spec.sequence.controls if spec.sequence is not None else ()
     for control in controls:
-        one = control_array(spec, control, control.kind in ("START", "READY"))
+        one = control_array(spec, control, _first(control))
         batch[control.input] = _repeated(spec, control.input, one, warm_up.batch_size)
     for given in warm_up.inputs:
         tensor = spec.input(given.name)
@@ -61,6 +61,13 @@ def warm_up_batch(spec: ModelSpec, warm_up: WarmUp) -> Tensors:
             one = from_file(given.source, given.datatype, shape)
             batch[given.name] = _repeated(spec, given.name, one, warm_up.batch_size)
     return batch
+
+
+def _first(control: Control) -> bool | str:
+    """What a first request is told; its sequence has no name yet."""
+    if control.kind == "CORRID":
+        return "" if control.datatype == "BYTES" else False
+    return control.kind != "END"
 
 
 def first_states(spec: ModelSpec, rows: int = 1) -> Tensors:
