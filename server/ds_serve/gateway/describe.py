@@ -17,11 +17,14 @@ from ds_serve.transport.messages import Duration, Statistics
 
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
     "logging",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
     "parameters",
+    "schedule_policy",
+    "sequence",
     "statistics",
     "system_shared_memory",
     "trace",
