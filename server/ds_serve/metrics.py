@@ -13,9 +13,19 @@ import re
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from ds_serve import metric_files
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -184,10 +194,19 @@ def render() -> bytes:
     """All processes' metrics in Prometheus text form; Triton's names without `_total`."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return _TOTAL.sub(rb"\1", generate_latest(registry))
+    with metric_files.reading(Path(os.environ[DIRECTORY])):
+        return _TOTAL.sub(rb"\1", generate_latest(registry))
+
+
+def collect() -> list[Metric]:
+    """All processes' metrics as objects."""
+    with metric_files.reading(Path(os.environ[DIRECTORY])):
+        collector = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
+        return list(collector.collect())  # type: ignore[no-untyped-call]
 
 
 def forget(pid: int) -> None:
     """Drop a dead process's gauges; what it counted stays."""
     if DIRECTORY in os.environ:
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        metric_files.keep(Path(os.environ[DIRECTORY]), pid)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
-
 from ds_serve import metrics
 from ds_serve.transport.messages import Duration, Statistics
 
@@ -18,9 +15,7 @@ def read(model: str) -> Statistics:
     """Requests that were answered, and the time they took; times in the queue are among it."""
     done = Duration()
     if metrics.DIRECTORY in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        for family in registry.collect():
+        for family in metrics.collect():
             for sample in family.samples if family.name == TIMES else ():
                 if sample.labels.get("model_name") != model:
                     continue
