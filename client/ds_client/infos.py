@@ -39,7 +39,7 @@ class ServerInfo:
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
     """A model version that the server knows. `state` is READY, LOADING, UNLOADING or UNAVAILABLE,
-    and `reason` says why, where there is something to say.
+    or "" where it was never loaded; `reason` says why, where there is something to say.
     """
 
     name: str

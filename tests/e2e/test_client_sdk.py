@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from onnx_models import mlp, slow
 from serving import Server, until
+from slow_requests import SECOND, busy, until_waiting
 
 from ds_client import (
     AsyncClient,
     Client,
+    ClientError,
     DeadlineExceeded,
     Lost,
     ModelNotFound,
@@ -28,7 +30,6 @@ from ds_client import (
 
 SHARED = Path("/dev/shm")
 ROWS = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)  # 1 MiB
-SECOND = 4_000
 
 
 def slow_inputs(steps):
@@ -135,6 +136,36 @@ def test_what_a_dead_client_left_is_removed(server, number):
         assert not left & registered(server)
 
 
+def test_models_are_controlled(tmp_path):
+    folder = tmp_path / "repository" / "mlp" / "1"
+    folder.mkdir(parents=True)
+    file = mlp(folder / "model.onnx")
+    flags = ["--model-repository", tmp_path / "repository", "--model-control-mode", "explicit"]
+    with Server(*flags) as server, Client(server.grpc) as client:
+        assert [(entry.name, entry.state) for entry in client.index()] == [("mlp", "")]
+        client.load("mlp")
+        assert client.ready("mlp")
+        before = client.infer("mlp", {"x": ROWS[:2]})["y"]
+        client.load("mlp", config={"max_batch_size": 7}, files={"1/model.onnx": file})
+        np.testing.assert_allclose(client.infer("mlp", {"x": ROWS[:2]})["y"], before, atol=1e-4)
+        assert client.config("mlp").max_batch_size == 7
+        assert client.statistics("mlp")[0].rows == 2
+        client.unload("mlp")
+        assert client.index(ready=True) == []
+        with pytest.raises(ClientError, match="mlp"):
+            client.infer("mlp", {"x": ROWS[:2]})
+        with pytest.raises(ClientError, match="none"):
+            client.load("none")
+
+
+def test_compressed_requests_are_understood(server):
+    with Client(server.grpc) as plain, Client(server.grpc, compression="gzip") as client:
+        expected = plain.infer("mlp", {"x": ROWS})["y"]
+        np.testing.assert_array_equal(client.infer("mlp", {"x": ROWS})["y"], expected)
+        (reply,) = client.stream("mlp", [{"x": ROWS}])
+        np.testing.assert_array_equal(reply.outputs["y"], expected)
+
+
 def test_many_requests_go_through_a_pipeline(server):
     with Client(server.grpc, connections=2) as client, client.pipeline() as pipeline:
         singles = [pipeline.infer("mlp", {"x": row[None]}) for row in ROWS[:2000]]
@@ -145,22 +176,21 @@ def test_many_requests_go_through_a_pipeline(server):
 
 
 def test_a_request_that_its_worker_took_along_is_lost_and_not_repeated(server):
-    with Client(server.grpc) as client, client.pipeline() as pipeline:
-        future = pipeline.infer("slow", slow_inputs(20 * SECOND))
+    with Client(server.grpc) as client, client.pipeline() as pipeline, busy(server, 20 * SECOND):
         before = server.metric("nv_inference_request_success", model="slow")
-        until(lambda: server.metric("nv_inference_pending_request_count", model="slow") > 0, "idle")
+        future = pipeline.infer("slow", slow_inputs(10))
+        until_waiting(server, 1)
         timer = threading.Timer(0.3, os.kill, (server.worker("slow"), signal.SIGKILL))
         timer.start()
         with pytest.raises(Lost, match="lost this request"):
-            client.infer("slow", slow_inputs(20 * SECOND))
+            client.infer("slow", slow_inputs(11))
         with pytest.raises(Lost):
             future.result(30)
         timer.join()
-        assert server.metric("nv_inference_request_success", model="slow") == before
-        patient = {"x": np.ones((1, 4), np.float32), "steps": np.array([1])}
         assert client.infer("mlp", {"x": ROWS[:1]})["y"].shape == (1, 8)
         until(lambda: client.ready("slow"), "the worker did not come back", 60)
-        assert client.infer("slow", patient)
+        assert client.infer("slow", slow_inputs(1))
+        assert server.metric("nv_inference_request_success", model="slow") == before + 1
 
 
 def test_a_full_queue_is_waited_for(tmp_path):
@@ -168,14 +198,15 @@ def test_a_full_queue_is_waited_for(tmp_path):
     with Server("--model", slow(tmp_path / "slow.onnx"), *flags) as server:
         hasty = Client(server.grpc, retry=None)
         patient = Client(server.grpc, retry=Retry(attempts=60, first=0.2, most=0.5))
-        with hasty, patient, hasty.pipeline() as pipeline:
-            futures = [pipeline.infer("slow", slow_inputs(SECOND)) for _ in range(6)]
-            refused = [future for future in futures if isinstance(future.exception(60), Overloaded)]
-            assert refused
-            assert refused[0].exception().retry_after >= 1
-            again = [pipeline.infer("slow", slow_inputs(SECOND)) for _ in range(3)]
+        with hasty, patient, hasty.pipeline() as pipeline, busy(server):
+            waits = pipeline.infer("slow", slow_inputs(10))
+            until_waiting(server, 1)
+            for refused in (hasty.infer, lambda *each: pipeline.infer(*each).result(60)):
+                with pytest.raises(Overloaded, match="queue is full") as caught:
+                    refused("slow", slow_inputs(10))
+                assert caught.value.retry_after >= 1
             assert patient.infer("slow", slow_inputs(1))
-            assert any(future.exception(60) is None for future in again)
+            assert waits.result(60)
 
 
 def test_a_server_that_comes_back_is_found_and_told_of_the_memory_again(tmp_path):
