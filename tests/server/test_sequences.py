@@ -217,6 +217,15 @@ def test_an_idle_sequence_loses_its_slot_to_one_that_waits() -> None:
         waiting.push(step(3, 1, arrived=1.6))
 
 
+def test_a_name_is_one_partitions_own() -> None:
+    waiting = queue()
+    waiting.push(Step(1, "lane", 1, 0.0, sequence=7, start=True, partition="ours"))
+    with pytest.raises(InvalidRequest, match="sequence 7 .* START flag"):
+        waiting.push(Step(2, "lane", 1, 0.0, sequence=7, partition="theirs"))
+    waiting.push(Step(3, "lane", 1, 0.0, sequence=7, start=True, partition="theirs"))
+    assert keys(waiting.take(0.0)) == [1, 3]
+
+
 def test_a_direct_batch_may_wait_for_a_part_of_the_slots() -> None:
     waiting = queue(slots=4, utilization=0.5, max_delay_us=1_000_000)
     waiting.push(step(1, 1, start=True))

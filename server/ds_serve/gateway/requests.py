@@ -27,7 +27,7 @@ class InferRequest(msgspec.Struct, gc=False):
 
     `arrived` and `deadline` are in seconds of the monotonic clock. `block` holds the inputs' bytes
     where they were received into memory that the worker reads. `schedule` is None where the client
-    says nothing about it; requests of different `partition` share no cached answers.
+    says nothing about it; requests of different `partition` share no cached answers and sequences.
     """
 
     model: str

@@ -22,11 +22,12 @@ Id = int | str
 
 @dataclass(slots=True, eq=False)
 class Step(Entry):
-    """A request of a sequence."""
+    """A request of a sequence. Sequences of different `partition` may have the same name."""
 
     sequence: Id = 0
     start: bool = False
     end: bool = False
+    partition: str = ""
     line: Line | None = field(default=None, init=False)
 
 
@@ -35,6 +36,7 @@ class Line:
     """A sequence: what of it waits, and what its runner keeps for it in `state`."""
 
     sequence: Id
+    partition: str = ""
     waiting: deque[Step] = field(default_factory=deque)
     running: bool = False
     placed: bool = False
@@ -52,7 +54,7 @@ class SequenceQueue:
         self._idle = policy.idle_us / 1e6
         self._free = policy.slots
         self._entries: dict[Hashable, Step] = {}
-        self._open: dict[Id, Line] = {}
+        self._open: dict[tuple[str, Id], Line] = {}
         self._backlog: OrderedDict[Line, None] = OrderedDict()
         self._ready: dict[Line, None] = {}
         self._resting: OrderedDict[Line, float] = OrderedDict()
@@ -66,7 +68,8 @@ class SequenceQueue:
         full.
         """
         self._forget_idle(step.arrived)
-        line = self._open.get(step.sequence)
+        name = (step.partition, step.sequence)
+        line = self._open.get(name)
         if line is None and not step.start:
             raise InvalidRequest(
                 f"the request for sequence {step.sequence!r} to model {self._model!r} must specify "
@@ -78,7 +81,7 @@ class SequenceQueue:
                 f"the queue is full: {len(self)} requests wait, and max_queue_size is {self._bound}"
             )
         if line is None:
-            line = self._open[step.sequence] = Line(step.sequence)
+            line = self._open[name] = Line(step.sequence, step.partition)
             self._backlog[line] = None
         self._entries[step.key] = step
         step.line = line
@@ -87,7 +90,7 @@ class SequenceQueue:
         if line.placed and not line.running:
             self._ready[line] = None
         if step.end:
-            del self._open[step.sequence]
+            del self._open[name]
             line.over = True
 
     def cancel(self, key: Hashable) -> Step | None:
@@ -194,8 +197,9 @@ class SequenceQueue:
         line.over = True
         for kept in (self._backlog, self._ready, self._resting):
             kept.pop(line, None)
-        if self._open.get(line.sequence) is line:
-            del self._open[line.sequence]
+        name = (line.partition, line.sequence)
+        if self._open.get(name) is line:
+            del self._open[name]
         if line.placed and not line.running:
             self._release(line)
 

@@ -62,7 +62,7 @@ class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     """Gateway to worker: run this. The gateway has checked it against the model's spec.
 
-    `partition`: requests of different ones share no cached answers.
+    `partition`: requests of different ones share no cached answers and no sequences.
     """
 
     id: int

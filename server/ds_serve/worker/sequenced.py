@@ -46,6 +46,7 @@ class Sequenced:
                 sequence=schedule.sequence,
                 start=schedule.start,
                 end=schedule.end,
+                partition=request.partition,
             )
         )
 
