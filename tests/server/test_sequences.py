@@ -220,7 +220,7 @@ def test_an_idle_sequence_loses_its_slot_to_one_that_waits() -> None:
 def test_a_name_is_one_partitions_own() -> None:
     waiting = queue()
     waiting.push(Step(1, "lane", 1, 0.0, sequence=7, start=True, partition="ours"))
-    with pytest.raises(InvalidRequest, match="sequence 7 .* START flag"):
+    with pytest.raises(InvalidRequest, match=r"sequence 7 .* START flag"):
         waiting.push(Step(2, "lane", 1, 0.0, sequence=7, partition="theirs"))
     waiting.push(Step(3, "lane", 1, 0.0, sequence=7, start=True, partition="theirs"))
     assert keys(waiting.take(0.0)) == [1, 3]

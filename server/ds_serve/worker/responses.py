@@ -35,7 +35,7 @@ class Responses:
     def find(self, request: Infer) -> Answer | bytes:
         """The answer to an equal request, or the key under which to keep this one's."""
         begun = time.monotonic_ns()
-        key = self._key(request)
+        key = key_of(request, self._outputs)
         kept = self._cache.get(key)
         took = time.monotonic_ns() - begun
         if kept is None:
@@ -62,17 +62,19 @@ class Responses:
     def close(self) -> None:
         self._budget.close()
 
-    def _key(self, request: Infer) -> bytes:
-        if any(isinstance(place, InRegion) for place in request.places):
-            _take_over(request)
-        wanted = tuple(sorted(request.outputs)) or self._outputs
-        made = hashlib.sha256(repr((request.partition, wanted)).encode())
-        for tensor in sorted(request.inputs, key=_name):
-            assert isinstance(tensor.data, memoryview), "it was found"
-            about = (tensor.name, tensor.datatype, tensor.shape, len(tensor.data))
-            made.update(repr(about).encode())
-            made.update(tensor.data)
-        return made.digest()
+
+def key_of(request: Infer, outputs: tuple[str, ...]) -> bytes:
+    """A strong hash of all that the answer depends on. `outputs`: names of all that there are."""
+    if any(isinstance(place, InRegion) for place in request.places):
+        _take_over(request)
+    wanted = tuple(sorted(request.outputs)) or outputs
+    made = hashlib.sha256(repr((request.partition, wanted)).encode())
+    for tensor in sorted(request.inputs, key=_name):
+        assert isinstance(tensor.data, memoryview), "it was found"
+        about = (tensor.name, tensor.datatype, tensor.shape, len(tensor.data))
+        made.update(repr(about).encode())
+        made.update(tensor.data)
+    return made.digest()
 
 
 def responses(spec: ModelSpec, config: CacheConfig | None, accounts: Accounts) -> Responses | None:
