@@ -18,7 +18,14 @@ from typing import Any, Self
 import grpc.aio
 
 from ds_client import messages
-from ds_client.errors import Cancelled, ClientError, ServerFailure, Unavailable, of_call
+from ds_client.errors import (
+    Cancelled,
+    ClientError,
+    InvalidRequest,
+    ServerFailure,
+    Unavailable,
+    of_call,
+)
 from ds_client.lease import Lease
 from ds_client.messages import Inputs, Outputs, Parameters, Target
 from ds_proto import grpc_service_pb2 as pb
@@ -37,6 +44,8 @@ class AsyncPipeline:
     def __init__(
         self, prepare: Prepare, begin: Begin, broken: Callable[[], None], in_flight: int
     ) -> None:
+        if in_flight < 1:
+            raise InvalidRequest(f"in_flight is {in_flight}; it must be 1 or more")
         self._prepare = prepare
         self._begin = begin
         self._broken = broken

@@ -7,16 +7,19 @@ client can tell what a dead one left behind, in any container that shares /dev/s
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import secrets
+import sys
 import threading
 import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from ds_client.errors import Unsupported
+
+if sys.platform != "win32":  # where there is no /dev/shm either
+    import fcntl
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open's names are
 PREFIX = "ds-client-"

@@ -71,6 +71,11 @@ def test_a_request_that_is_refused_fails_alone_and_says_why(address):
         assert caught.value.retry_after == 2.5
 
 
+def test_room_for_nothing_is_refused(connect):
+    with pytest.raises(InvalidRequest, match="in_flight is 0; it must be 1 or more"):
+        connect().pipeline(in_flight=0)
+
+
 def test_what_cannot_be_sent_is_raised_at_once(address):
     with Client(address) as client, client.pipeline(in_flight=1) as pipeline:
         for _ in range(2):  # and takes no place
