@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from ds_engines.errors import Forbidden, Unauthenticated
 from ds_serve.security.key_file import KeyFile
@@ -30,9 +31,10 @@ class Kind(Enum):
 
 
 class Caller:
-    """Whoever sent a request that was let in. Close it when the request has ended.
+    """Whoever sent a request that was let in. Close it, or leave its block, when the request has
+    ended.
 
-    `name` is the key's; "" without keys. The response cache keeps callers apart by it.
+    `name` is the key's; "" without keys. Cached answers and sequences are kept apart by it.
     """
 
     __slots__ = ("_key", "_ledger", "_slot", "name")
@@ -49,11 +51,31 @@ class Caller:
         """Whether a list may show the model."""
         return self._key is None or self._key.allows(model)
 
+    def require(self, model: str) -> None:
+        """For a request that says only in its body which model it is for. Raises Forbidden."""
+        if self._key is not None and not self._key.allows(model):
+            raise Forbidden(f"key {self.name!r} does not allow model {model!r}")
+
     def close(self) -> None:
         """Nothing happens the second time."""
         slot, self._slot = self._slot, None
         if slot is not None and self._ledger is not None:
             self._ledger.leave(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+ANYBODY = Caller()
+"""Where nobody is asked for a key."""
 
 
 class Identity(Protocol):
@@ -101,14 +123,15 @@ class KeyGuard:
             raise Forbidden(f"key {key.name!r} is no administrator's")
         if kind is Kind.MEMORY and not (key.shared_memory or key.admin):
             raise Forbidden(f"key {key.name!r} does not allow shared memory")
-        if model and not key.allows(model):
-            raise Forbidden(f"key {key.name!r} does not allow model {model!r}")
+        caller = Caller(key)
+        if model:
+            caller.require(model)
         if not key.limited:
-            return Caller(key)
+            return caller
         if kind is Kind.INFER:
             return Caller(key, self._ledger, self._ledger.enter(key))
         self._ledger.spend(key)
-        return Caller(key)
+        return caller
 
 
 class _KeyIdentity:
@@ -127,7 +150,6 @@ class OpenGuard:
 
     def __init__(self, control: bool = False) -> None:
         self._control = control
-        self._caller = Caller()
 
     def check(self, authorization: bytes | str | None, model: str, kind: Kind) -> Caller:
         return self.enter(model, kind)
@@ -138,7 +160,7 @@ class OpenGuard:
     def enter(self, model: str, kind: Kind) -> Caller:
         if kind is Kind.ADMIN and not self._control:
             raise Forbidden("this is for administrators' keys, and the server has no keys")
-        return self._caller
+        return ANYBODY
 
 
 def _find(keys: Keys, authorization: bytes | str | None) -> Key:

@@ -12,8 +12,9 @@ import asyncio
 import logging
 from typing import Any
 
-import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ds_serve.security.settings import Pace
 
 log = logging.getLogger(__name__)
 
@@ -21,23 +22,6 @@ TIMEOUT = 408
 HEADERS_TOO_LARGE = 431
 
 _IDLE, _HEAD, _BODY = range(3)
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """Times are in seconds, sizes in bytes."""
-
-    first_request: float = 75.0
-    """From the connection to the first byte of a request."""
-    headers: float = 10.0
-    """From the first byte of a request to the end of its headers."""
-    body_pause: float = 30.0
-    """Within which some of a body must come: `body_bytes`, if so many are left."""
-    body_bytes: int = 1024
-    answer_pause: float = 60.0
-    """Within which a client must take some of what waits to be sent."""
-    header_bytes: int = 64 * 1024
-    """Of a request's line and headers; one read of the socket more may pass."""
-    look_every: float = 5.0
 
 
 class Paced(HttpToolsProtocol):

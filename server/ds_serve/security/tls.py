@@ -6,11 +6,14 @@ import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
 import msgspec
 
 from ds_engines.errors import ConfigError
+
+if TYPE_CHECKING:
+    import grpc
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,8 @@ def grpc_credentials(tls: TLS) -> grpc.ServerCredentials:
     """For grpcio, which asks at each connection whether there is a new certificate. Raises
     ConfigError.
     """
+    import grpc  # noqa: PLC0415 - the supervisor knows this module and needs no grpc
+
     tls.check()
     fetch = _Fetcher(tls)
     return grpc.dynamic_ssl_server_credentials(
@@ -109,6 +114,8 @@ class _Fetcher:
 
 
 def _configuration(tls: TLS) -> grpc.ServerCertificateConfiguration:
+    import grpc  # noqa: PLC0415
+
     roots = Path(tls.client_ca).read_bytes() if tls.client_ca else None
     pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ds_serve.security.pace import Pace, Paced
+from ds_serve.security.pace import Paced
+from ds_serve.security.settings import Pace
 
 QUICK = Pace(
     first_request=0.6, headers=0.6, body_pause=0.6, answer_pause=0.6, body_bytes=10,

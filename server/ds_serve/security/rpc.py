@@ -1,0 +1,41 @@
+"""The check in front of gRPC's methods, whichever server carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ds_serve.security.access import of_rpc
+from ds_serve.security.guard import ANYBODY, Caller, Guard, Identity
+
+AUTHORIZATION = "authorization"
+
+Metadata = Iterable[tuple[str, str | bytes]] | None
+
+
+def authorization_of(metadata: Metadata) -> str | bytes | None:
+    for name, value in metadata or ():
+        if name == AUTHORIZATION:
+            return value
+    return None
+
+
+def let_in(guard: Guard, name: str, request: Any, metadata: Metadata) -> Caller:
+    """For a method of the inference service with one request; close the caller when it has been
+    answered. Raises Unauthenticated, Forbidden, RateLimited.
+    """
+    access = of_rpc(name, request)
+    if access.kind is None:
+        return ANYBODY
+    return guard.check(authorization_of(metadata), access.model, access.kind)
+
+
+def let_in_stream(guard: Guard, metadata: Metadata) -> Identity:
+    """For ModelStreamInfer, where it begins; then `let_in_next` for each request."""
+    return guard.identify(authorization_of(metadata))
+
+
+def let_in_next(identity: Identity, name: str, request: Any) -> Caller:
+    """For one request of a stream; what it raises is that request's answer."""
+    access = of_rpc(name, request)
+    return ANYBODY if access.kind is None else identity.enter(access.model, access.kind)
