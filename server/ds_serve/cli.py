@@ -14,7 +14,7 @@ from ds_serve.settings import Settings, flag
 USAGE_ERROR = 2
 
 HELP = {
-    "model_repository": "a folder of models in Triton's layout; may be repeated",
+    "model_repository": "a folder of models in Triton's layout, or its address; may be repeated",
     "model_control_mode": "none (load all at the start), poll (follow the repository's changes) or "
     "explicit (clients load and unload)",
     "load_model": "a model to load at the start in mode explicit, * for all; may be repeated",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import json
 import shutil
 import threading
@@ -307,6 +309,30 @@ def test_polling_follows_the_repository(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "second")
         until(lambda: "second" not in server.workers(), "it is served still", 20)
         assert server.ready()
+
+
+def test_a_repository_on_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is polled like one on this machine."""
+    monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path / "cache"))
+    put(tmp_path / "web", "m", 1)
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "web")
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        serving = threading.Thread(target=web.serve_forever)
+        serving.start()
+        address = f"http://127.0.0.1:{web.server_port}/"
+        flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
+        try:
+            with Server("--model-repository", address, *flags) as server:
+                one = answer(server, "m")
+                put(tmp_path / "web", "m", 2)
+                until(lambda: ("m", "2") in index(server, ready=True), "no new", 20, server.log)
+                assert differ(one, answer(server, "m"))
+                assert server.log().count("fetching 1 files from http://127.0.0.1") == 2
+        finally:
+            web.shutdown()
+            serving.join()
 
 
 def test_a_model_that_cannot_be_loaded_at_the_start(repository: Path) -> None:

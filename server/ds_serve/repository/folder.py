@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 VERSION = re.compile(r"[1-9][0-9]*")
 DEFAULT_STEM = "model"
 
-Print = Mapping[str, tuple[tuple[str, int, int], ...]]
+Print = Mapping[str, tuple[tuple[str, int, str], ...]]
 """What tells a changed model from one that is as it was: by version (loose files under ""), the
-path, size in bytes and time of change in nanoseconds of each file."""
+path, size in bytes and time of change, or the like, of each file."""
 
 
 def read_model(folder: Path, name: str, config: Path | None = None) -> list[ModelSource]:
@@ -33,7 +33,7 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
     configuration that is wrong, OSError for one that cannot be read.
     """
     config = config or _own_config(folder)
-    said = None if config is None else _read_config(config)
+    said = None if config is None else read_config(config)
     if config is not None and said is not None and said.name not in ("", name):
         raise ConfigError(
             f"{config}: name is {said.name!r}, but the model's folder is called {name!r}: give "
@@ -50,7 +50,7 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
 
 def fingerprint(folder: Path) -> Print:
     """Of all files in a model's folder. Raises OSError."""
-    found: dict[str, list[tuple[str, int, int]]] = {"": []}
+    found: dict[str, list[tuple[str, int, str]]] = {"": []}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and VERSION.fullmatch(path.name):
             found[path.name] = [_stamp(file) for file in sorted(path.rglob("*")) if file.is_file()]
@@ -59,9 +59,9 @@ def fingerprint(folder: Path) -> Print:
     return {version: tuple(files) for version, files in found.items()}
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
+def _stamp(file: Path) -> tuple[str, int, str]:
     status = file.stat()
-    return str(file), status.st_size, status.st_mtime_ns
+    return str(file), status.st_size, str(status.st_mtime_ns)
 
 
 def _own_config(folder: Path) -> Path | None:
@@ -69,7 +69,8 @@ def _own_config(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """Raises ConfigError that names the field."""
     # Protobuf takes some time to import: models without a configuration need none.
     from ds_engines import config_pbtxt  # noqa: PLC0415
 
@@ -87,12 +88,16 @@ def _versions(folder: Path, config: ModelConfig | None) -> dict[str, Path]:
         if any(is_model_file(path) for path in folder.iterdir()):
             return {"1": folder}
         raise ConfigError(f"{folder} has no folder of a version, such as {folder}/1")
-    chosen = _chosen([int(version) for version in there], config, folder)
+    chosen = choose(map(int, there), config, str(folder))
     return {str(version): there[str(version)] for version in chosen}
 
 
-def _chosen(there: list[int], config: ModelConfig | None, folder: Path) -> list[int]:
-    there = sorted(there)
+def choose(found: Iterable[int], config: ModelConfig | None, where: str) -> list[int]:
+    """Those versions of the ones found that are to be served, the oldest first.
+
+    Raises ConfigError where the policy names none of them.
+    """
+    there = sorted(found)
     policy = None if config is None else config.version_policy
     match None if policy is None else policy.WhichOneof("policy_choice"):
         case "all":
@@ -101,7 +106,7 @@ def _chosen(there: list[int], config: ModelConfig | None, folder: Path) -> list[
             assert policy is not None
             wanted = sorted(set(policy.specific.versions))
             missing = [version for version in wanted if version not in there]
-            has = f"{folder} has {', '.join(map(str, there))}"
+            has = f"{where} has {', '.join(map(str, there))}"
             if len(missing) == len(wanted):
                 raise ConfigError(
                     f"version_policy.specific names the versions {wanted}, none of which is "

@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from ds_engines.errors import ConfigError, InvalidRequest, NotFound
+from ds_serve.catalogue.cache import default_root
 from ds_serve.models import ModelSource, bad_name, is_name
 from ds_serve.repository.folder import Print, fingerprint, read_model
+from ds_serve.repository.remote import Remote, is_address
+
+
+class Repository(Protocol):
+    """Names are those of folders right below it. What is asked may take long."""
+
+    where: str
+
+    def names(self) -> list[str]:
+        """Of all models, also of folders that hold none that can be served."""
+
+    def holds(self, name: str) -> bool:
+        """Whether it has a folder of that name."""
+
+    def folder(self, name: str, config: Path | None = None) -> Path:
+        """The model's folder; `config` stands in place of its own configuration."""
+
+    def fingerprint(self, name: str) -> Print:
+        """What changes when the model does."""
+
+
+class Folder:
+    """A repository on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise ConfigError(f"--model-repository {path}: there is no such folder")
+        self._path = path.absolute()
+        self.where = str(self._path)
+
+    def names(self) -> list[str]:
+        paths = sorted(path for path in self._path.iterdir() if path.is_dir())
+        return [path.name for path in paths if not path.name.startswith(".")]
+
+    def holds(self, name: str) -> bool:
+        return (self._path / name).is_dir()
+
+    def folder(self, name: str, config: Path | None = None) -> Path:
+        return self._path / name
+
+    def fingerprint(self, name: str) -> Print:
+        return fingerprint(self._path / name)
 
 
 class Library:
-    """`sources` are those of `--model`, `folders` the repositories, which are read anew each time.
+    """`sources` are those of `--model`, `repositories` folders and addresses, read anew each time.
 
-    What asks for disks may take long: call it in a thread. Raises ConfigError for a repository
-    that is not there.
+    What asks for disks or networks may take long: call it in a thread. Raises ConfigError for a
+    repository that is not there, LoadError for an address that does not answer.
     """
 
-    def __init__(self, sources: Sequence[ModelSource], folders: Sequence[Path]) -> None:
+    def __init__(self, sources: Sequence[ModelSource], repositories: Sequence[str]) -> None:
         self._sources = {source.name: source for source in sources}
-        self._folders = [folder.absolute() for folder in folders]
-        for folder in folders:
-            if not folder.is_dir():
-                raise ConfigError(f"--model-repository {folder}: there is no such folder")
+        lock = threading.Lock()
+        self._repositories: list[Repository] = [
+            Remote(where, default_root(), lock) if is_address(where) else Folder(Path(where))
+            for where in repositories
+        ]
         for name in set(self._sources) & set(self._names()):
             raise ConfigError(
                 f"the model {name!r} is given by --model and is in a repository too; give it "
@@ -36,47 +82,49 @@ class Library:
         return list(self._sources)
 
     def names(self) -> list[str]:
-        """Of all models, also of folders that hold none that can be served. Raises OSError."""
+        """Of all models, also of folders that hold none that can be served.
+
+        Raises OSError, LoadError.
+        """
         return list(dict.fromkeys([*self._sources, *self._names()]))
 
     def read(self, name: str, config: Path | None = None) -> list[ModelSource]:
         """The versions of a model that are to be served, the oldest first.
 
         `config` stands in place of the model's own. Raises InvalidRequest, NotFound, ConfigError,
-        OSError.
+        LoadError, OSError.
         """
-        folder = self.folder(name)
-        if folder is not None:
-            return read_model(folder, name, config)
-        if name in self._sources:
-            source = self._sources[name]
+        source = self._sources.get(name)
+        if source is not None and source.folder is None:
             return [msgspec.structs.replace(source, config=config or source.config)]
-        raise NotFound(f"no model repository has a folder {name!r}")
+        if source is not None and source.folder is not None:
+            return read_model(source.folder, name, config)
+        repository = self._holder(name)
+        if repository is None:
+            raise NotFound(f"no model repository has a folder {name!r}")
+        return read_model(repository.folder(name, config), name, config)
 
-    def folder(self, name: str) -> Path | None:
-        """A model's folder; None where it has none.
+    def fingerprint(self, name: str) -> Print | None:
+        """None for a model without a folder. Raises as `read`."""
+        source = self._sources.get(name)
+        if source is not None:
+            return None if source.folder is None else fingerprint(source.folder)
+        repository = self._holder(name)
+        return None if repository is None else repository.fingerprint(name)
+
+    def _holder(self, name: str) -> Repository | None:
+        """The repository that has a model; None where none has it.
 
         The name may come from anywhere: it is never more than the name of a folder right below a
         repository's. Raises InvalidRequest for another name, ConfigError where two have it.
         """
         if not is_name(name):
             raise InvalidRequest(bad_name(name))
-        if name in self._sources:
-            return self._sources[name].folder
-        found = [folder / name for folder in self._folders if (folder / name).is_dir()]
+        found = [repository for repository in self._repositories if repository.holds(name)]
         if len(found) > 1:
-            raise ConfigError(f"several repositories have it: {' and '.join(map(str, found))}")
+            several = " and ".join(repository.where for repository in found)
+            raise ConfigError(f"several repositories have it: {several}")
         return found[0] if found else None
 
-    def fingerprint(self, name: str) -> Print | None:
-        """None for a model without a folder. Raises as `folder`, and OSError."""
-        folder = self.folder(name)
-        return None if folder is None else fingerprint(folder)
-
     def _names(self) -> list[str]:
-        return [
-            path.name
-            for folder in self._folders
-            for path in sorted(folder.iterdir())
-            if path.is_dir() and not path.name.startswith(".")
-        ]
+        return [name for repository in self._repositories for name in repository.names()]

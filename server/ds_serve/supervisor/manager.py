@@ -11,7 +11,14 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ds_engines.errors import InvalidRequest, LoadError, NotFound, ServeError, Unavailable
+from ds_engines.errors import (
+    ConfigError,
+    InvalidRequest,
+    LoadError,
+    NotFound,
+    ServeError,
+    Unavailable,
+)
 from ds_serve.models import ModelSource
 from ds_serve.repository import upload
 from ds_serve.repository.folder import Print, read_model
@@ -100,7 +107,7 @@ class Manager:
             await asyncio.sleep(self._settings.repository_poll_secs)
             try:
                 names = await asyncio.to_thread(self._library.names)
-            except OSError as error:
+            except (OSError, LoadError) as error:
                 log.error("the model repositories cannot be read: %s", error)
                 continue
             gone = [name for name in self._prints if name not in names]
@@ -168,7 +175,7 @@ class Manager:
             sources = await self._staged(name, scratch, bool(files))
         except BaseException as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            if isinstance(error, ServeError) and not isinstance(error, NotFound):
+            if isinstance(error, ConfigError):
                 raise InvalidRequest(str(error).replace(f"{scratch}/", "")) from None
             raise
         return [msgspec.structs.replace(source, scratch=scratch) for source in sources]

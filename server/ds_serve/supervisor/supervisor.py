@@ -45,7 +45,7 @@ class Supervisor:
     ) -> None:
         launch.check(settings, sources)
         self.settings = settings
-        self._library = Library(sources, [Path(name) for name in settings.model_repository])
+        self._library = Library(sources, settings.model_repository)
         self._folder = folder
         self._on_ready = on_ready
         self._held = [

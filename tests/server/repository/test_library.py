@@ -25,13 +25,13 @@ def put(path: Path, data: bytes | str = ONNX) -> Path:
 
 def served(folder: Path, name: str) -> dict[str, str]:
     """Version to the file that is served, below the model's folder."""
-    sources = Library([], [folder]).read(name)
+    sources = Library([], [str(folder)]).read(name)
     return {one.version: str(one.artifact.relative_to(folder / name)) for one in sources}
 
 
 def refusal(folder: Path, name: str) -> str:
     with pytest.raises(ServeError) as refused:
-        Library([], [folder]).read(name)
+        Library([], [str(folder)]).read(name)
     return str(refused.value)
 
 
@@ -108,7 +108,7 @@ def test_a_folder_without_versions_is_version_1(tmp_path: Path) -> None:
 def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
     put(tmp_path / "m/1/model.onnx")
     with pytest.raises(InvalidRequest, match="cannot be a model's name"):
-        Library([], [tmp_path]).read(name)
+        Library([], [str(tmp_path)]).read(name)
 
 
 def test_names_of_all_repositories(tmp_path: Path) -> None:
@@ -119,16 +119,16 @@ def test_names_of_all_repositories(tmp_path: Path) -> None:
     put(tmp_path / "b/n/1/model.onnx")
     put(tmp_path / "b/both/1/model.onnx")
     put(tmp_path / "a/both/1/model.onnx")
-    library = Library([given], [tmp_path / "a", tmp_path / "b"])
+    library = Library([given], [str(tmp_path / "a"), str(tmp_path / "b")])
     assert library.names() == ["given", "both", "m", "n"]
     with pytest.raises(ConfigError, match="several repositories have it"):
         library.read("both")
     with pytest.raises(NotFound, match="'other'"):
         library.read("other")
     with pytest.raises(ConfigError, match="no such folder"):
-        Library([], [tmp_path / "c"])
+        Library([], [str(tmp_path / "c")])
     with pytest.raises(ConfigError, match="'m' is given by --model"):
-        Library([resolve(f"m={tmp_path}/given.onnx")], [tmp_path / "a"])
+        Library([resolve(f"m={tmp_path}/given.onnx")], [str(tmp_path / "a")])
 
 
 def test_the_policy_holds_for_a_model_folder_too(tmp_path: Path) -> None:
