@@ -16,7 +16,6 @@ from ds_engines.spec import (
     WarmUp,
 )
 from ds_proto.model_config_pb2 import (
-    DataType,
     ModelConfig,
     ModelDynamicBatching,
     ModelQueuePolicy,
@@ -128,46 +127,45 @@ def _described_sequence(batch: BatchPolicy, policy: SequencePolicy) -> ModelSequ
         made.oldest.max_queue_delay_microseconds = policy.max_delay_us
         made.oldest.preserve_ordering = batch.preserve_ordering
     for control in policy.controls:
-        _describe_control(made.control_input.add(name=control.input).control.add(), control)
+        made.control_input.add(name=control.input).control.add(**_described_control(control))
     for state in policy.states:
-        _describe_state(made.state.add(), state)
+        made.state.add(**_described_state(state))
     return made
 
 
-def _describe_control(made: ModelSequenceBatching.Control, control: Control) -> None:
-    made.kind = ModelSequenceBatching.Control.Kind.Value(f"CONTROL_SEQUENCE_{control.kind}")
+def _described_control(control: Control) -> dict[str, Any]:
+    said: dict[str, Any] = {"kind": f"CONTROL_SEQUENCE_{control.kind}"}
     if control.kind == "CORRID":
-        made.data_type = DataType.Value(type_name(control.datatype))
+        said["data_type"] = type_name(control.datatype)
     elif control.datatype == "FP32":
-        made.fp32_false_true.extend(control.values)
+        said["fp32_false_true"] = control.values
     elif control.datatype == "INT32":
-        made.int32_false_true.extend(int(value) for value in control.values)
+        said["int32_false_true"] = [int(value) for value in control.values]
     else:
-        made.bool_false_true.extend(bool(value) for value in control.values)
+        said["bool_false_true"] = [bool(value) for value in control.values]
+    return said
 
 
-def _describe_state(made: ModelSequenceBatching.State, state: StateTensor) -> None:
-    kind = DataType.Value(type_name(state.datatype))
-    made.input_name, made.output_name, made.data_type = state.input, state.output, kind
-    made.dims.extend(state.dims)
-    if state.initial_dims is None:
-        return
-    initial = made.initial_state.add(
-        name=state.initial_name, data_type=kind, dims=state.initial_dims
-    )
-    if state.file:
-        initial.data_file = Path(state.file).name
-    else:
-        initial.zero_data = True
+def _described_state(state: StateTensor) -> dict[str, Any]:
+    kind = type_name(state.datatype)
+    said: dict[str, Any] = {
+        "input_name": state.input,
+        "output_name": state.output,
+        "data_type": kind,
+        "dims": state.dims,
+    }
+    if state.initial_dims is not None:
+        given = {"data_file": Path(state.file).name} if state.file else {"zero_data": True}
+        about = {"name": state.initial_name, "data_type": kind, "dims": state.initial_dims}
+        said["initial_state"] = [{**about, **given}]
+    return said
 
 
 def _describe_warm_up(made: ModelWarmup, warm_up: WarmUp) -> None:
     made.name, made.batch_size, made.count = warm_up.name, warm_up.batch_size, warm_up.count
     for given in warm_up.inputs:
-        one = made.inputs[given.name]
-        one.data_type = DataType.Value(type_name(given.datatype))
-        one.dims.extend(given.dims)
-        if given.source in ("zero", "random"):
-            setattr(one, f"{given.source}_data", True)
-        else:
-            one.input_data_file = Path(given.source).name
+        source: dict[str, Any] = {f"{given.source}_data": True}
+        if given.source not in ("zero", "random"):
+            source = {"input_data_file": Path(given.source).name}
+        one = ModelWarmup.Input(data_type=type_name(given.datatype), dims=given.dims, **source)
+        made.inputs[given.name].CopyFrom(one)

@@ -20,8 +20,9 @@ from ds_profile.run import Plan, run
 from ds_profile.server import busy_with_others
 from ds_profile.stages import summarise
 from ds_serve import __version__
-from ds_serve.api import resolve
+from ds_serve.api import plan
 from ds_serve.models import ModelSource
+from ds_serve.settings import Settings
 
 FAILURE, USAGE_ERROR = 1, 2
 
@@ -213,7 +214,10 @@ _COMMANDS = {"run": _run, "report": _report, "tune": _tune}
 
 
 def _tensor_model(argument: str) -> ModelSource:
-    source = resolve([argument])[0]
+    _, sources = plan(Settings(), [argument])
+    if not sources:
+        raise ProfileError(f"{argument} is a repository of models; one model is profiled at a time")
+    source = sources[0]
     if source.task != "tensor":
         raise ProfileError(f"model {source.name!r} writes text; only tensor models are profiled")
     return source

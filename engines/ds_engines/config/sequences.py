@@ -212,8 +212,8 @@ def _require_axis(spec: ModelSpec, tensor: TensorSpec, where: str) -> None:
 
 
 def _check_distinct(made: SequencePolicy, config: ModelConfig, source: str) -> None:
-    filled = [each.input for each in (*made.controls, *made.states)]
-    filled += [state.output for state in made.states]
+    filled = [control.input for control in made.controls]
+    filled += [name for state in made.states for name in (state.input, state.output)]
     for name in filled:
         if filled.count(name) > 1:
             raise ConfigError(f"{source}: {WHERE[:-1]} names {name!r} twice")

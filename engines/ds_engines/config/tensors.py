@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import msgspec
 
@@ -79,9 +78,9 @@ def find(known: Iterable[TensorSpec], name: str, where: str) -> TensorSpec:
     return tensors[name]
 
 
-def check_type(known: TensorSpec, data_type: int, where: str) -> None:
+def check_type(known: TensorSpec, data_type: DataType, where: str) -> None:
     """Raises ConfigError where the type is another; TYPE_INVALID says none."""
-    expected, got = type_name(known.datatype), DataType.Name(cast("DataType.ValueType", data_type))
+    expected, got = type_name(known.datatype), DataType.Name(data_type)
     if got not in ("TYPE_INVALID", expected):
         raise ConfigError(f"{where}: data_type is {got}, but the model file has {expected}")
 
