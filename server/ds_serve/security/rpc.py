@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ds_proto import grpc_service_pb2 as pb
 from ds_serve.security.access import of_rpc
 from ds_serve.security.guard import ANYBODY, Caller, Guard, Identity
 
@@ -39,3 +40,19 @@ def let_in_next(identity: Identity, name: str, request: Any) -> Caller:
     """For one request of a stream; what it raises is that request's answer."""
     access = of_rpc(name, request)
     return ANYBODY if access.kind is None else identity.enter(access.model, access.kind)
+
+
+def shown(caller: Caller, reply: Any) -> Any:
+    """The reply, without the models that the caller may not see."""
+    if isinstance(reply, pb.RepositoryIndexResponse):
+        _keep(reply.models, caller)
+    elif isinstance(reply, pb.ModelStatisticsResponse):
+        _keep(reply.model_stats, caller)
+    return reply
+
+
+def _keep(entries: Any, caller: Caller) -> None:
+    kept = [entry for entry in entries if caller.allows(entry.name)]
+    if len(kept) < len(entries):
+        del entries[:]
+        entries.extend(kept)

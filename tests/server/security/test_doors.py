@@ -11,7 +11,7 @@ from ds_proto import grpc_service_pb2 as pb
 from ds_serve.security.asgi import Guarded, caller_of
 from ds_serve.security.guard import OpenGuard
 from ds_serve.security.keys import entry, make
-from ds_serve.security.rpc import let_in, let_in_next, let_in_stream
+from ds_serve.security.rpc import let_in, let_in_next, let_in_stream, shown
 from ds_serve.security.settings import Security
 from ds_serve.security.tls import TLS
 
@@ -121,6 +121,18 @@ def test_each_request_of_a_stream_is_let_in_by_itself(guard, key):
         let_in_next(stream, "ModelStreamInfer", request)
     with pytest.raises(Forbidden):
         let_in_next(stream, "ModelStreamInfer", pb.ModelInferRequest(model_name="b"))
+
+
+def test_lists_show_a_caller_its_models(guard, key):
+    index, statistics = pb.RepositoryIndexResponse(), pb.ModelStatisticsResponse()
+    for name in ("a1", "b", "a2"):
+        index.models.add(name=name)
+        statistics.model_stats.add(name=name)
+    metadata = [("authorization", f"Bearer {key}")]
+    caller = let_in(guard, "RepositoryIndex", pb.RepositoryIndexRequest(), metadata)
+    assert [each.name for each in shown(caller, index).models] == ["a1", "a2"]
+    assert [each.name for each in shown(caller, statistics).model_stats] == ["a1", "a2"]
+    assert shown(caller, caller) is caller
 
 
 def test_what_an_operator_says_is_checked(security, tmp_path):
