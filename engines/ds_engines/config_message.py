@@ -50,7 +50,12 @@ def describe(spec: ModelSpec) -> ModelConfig:
         max_batch_size=size if plain else 0,
         default_model_filename=spec.artifact.name,
     )
-    config.version_policy.latest.num_versions = 1
+    if spec.versions.every:
+        config.version_policy.all.SetInParent()
+    elif spec.versions.named:
+        config.version_policy.specific.versions.extend(spec.versions.named)
+    else:
+        config.version_policy.latest.num_versions = spec.versions.latest
     for tensor in spec.inputs:
         about = _described(tensor, bool(size) and plain)
         config.input.add(optional=tensor.optional, format=tensor.format, **about)

@@ -20,7 +20,7 @@ from ds_engines.config.tensors import overlaid
 from ds_engines.config.warmups import warm_up
 from ds_engines.config_message import PLATFORMS, describe
 from ds_engines.errors import ConfigError
-from ds_engines.spec import ModelSpec
+from ds_engines.spec import ModelSpec, VersionPolicy
 from ds_proto.model_config_pb2 import ModelConfig
 
 __all__ = ["STATED_ZERO", "apply", "describe", "read"]
@@ -63,6 +63,7 @@ def apply(
         inputs=overlaid(spec, spec.inputs, config.input, source, "input"),
         outputs=overlaid(spec, spec.outputs, config.output, source, "output"),
         slots=batching.slots(spec, config.instance_group, source) or spec.slots,
+        versions=_versions(config),
     )
     spec = msgspec.structs.replace(spec, outputs=labelled(spec, config.output, folder, source))
     if config.HasField("dynamic_batching"):
@@ -72,6 +73,15 @@ def apply(
     spec = msgspec.structs.replace(spec, cached=_cached(spec, config, source))
     warm_ups = tuple(warm_up(spec, given, folder, source) for given in config.model_warmup)
     return msgspec.structs.replace(spec, warm_ups=warm_ups)
+
+
+def _versions(config: ModelConfig) -> VersionPolicy:
+    policy = config.version_policy
+    return VersionPolicy(
+        latest=policy.latest.num_versions or 1,
+        every=policy.HasField("all"),
+        named=tuple(policy.specific.versions),
+    )
 
 
 def _with_sequences(spec: ModelSpec, config: ModelConfig, folder: Path, source: str) -> ModelSpec:

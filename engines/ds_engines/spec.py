@@ -156,6 +156,14 @@ class WarmUp(msgspec.Struct, frozen=True):
     inputs: tuple[WarmUpInput, ...] = ()
 
 
+class VersionPolicy(msgspec.Struct, frozen=True):
+    """Which versions of a model are served: all, or those named, or so many of the highest."""
+
+    latest: int = 1
+    every: bool = False
+    named: tuple[int, ...] = ()
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """One version of one model, ready for an engine to load and a gateway to check against.
 
@@ -167,6 +175,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     artifact: Path
     task: Task = "tensor"
     version: str = "1"
+    versions: VersionPolicy = VersionPolicy()
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batch: BatchPolicy = BatchPolicy()

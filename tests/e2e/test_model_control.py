@@ -163,6 +163,24 @@ def test_a_configuration_in_place_of_the_models_own(explicit: Server, protocol: 
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_configuration_that_was_asked_for_and_changed(explicit: Server, protocol: str) -> None:
+    options = {"as_json": True} if protocol == "grpc" else {}
+    with client(explicit, protocol) as triton:
+        triton.load_model("all")
+        config = triton.get_model_config("all", **options)
+        config = config.get("config", config)
+        assert "all" in config["version_policy"]
+        config["max_batch_size"] = 3
+        triton.load_model("all", config=json.dumps(config))
+        changed = triton.get_model_config("all", "1", **options)
+        assert changed.get("config", changed) == config
+        assert {key for key in index(explicit, ready=True) if key[0] == "all"} == {
+            ("all", "1"), ("all", "3"),
+        }  # fmt: skip
+        triton.unload_model("all")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_files_that_a_client_sends(
     explicit: Server, repository: Path, tmp_path: Path, protocol: str
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from google.protobuf import text_format
 
 from ds_engines import config_pbtxt
 from ds_engines.errors import ConfigError
@@ -183,6 +184,15 @@ def test_labels_name_the_elements_of_an_output(apply, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n", encoding="utf-8")
     spec = apply('output { name: "y" label_filename: "labels.txt" }')
     assert spec.outputs[0].labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "policy", ["latest { num_versions: 3 }", "all { }", "specific { versions: [1, 4] }"]
+)
+def test_the_version_policy_is_passed_on(apply, policy):
+    wanted = text_format.Parse(f"version_policy {{ {policy} }}", ModelConfig())
+    described = config_pbtxt.describe(apply(f"version_policy {{ {policy} }}"))
+    assert described.version_policy == wanted.version_policy
 
 
 def test_every_field_is_honoured_or_refused(apply):

@@ -123,6 +123,8 @@ class Fleet:
             self.begin(name, sources, required=False)
             await _ready(one.keeper for one in self._served[name].values())
         await self._gateways.know(TOLD_WITHIN)
+        versions = ", ".join(self._served.get(name, {}))
+        log.info("model %s: loaded, and served in the versions %s", name, versions)
 
     async def unload(self, name: str) -> None:
         """Serve a model no more. Requests that it has are finished, within the drain time."""
@@ -189,7 +191,7 @@ class Fleet:
             keeper.kill()
         self._going.discard(keeper)
         await self._clean([one.source])
-        log.info("model %s version %s: unloaded", keeper.name, keeper.state.version)
+        log.info("model %s version %s: its worker has gone", keeper.name, keeper.state.version)
 
     async def _clean(self, sources: Iterable[ModelSource]) -> None:
         """Remove the files that came with models, and that no other version needs."""

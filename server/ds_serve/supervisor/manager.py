@@ -69,6 +69,7 @@ class Manager:
         self._fleet.planned = sum(map(len, found.values()))
         for name, sources in found.items():
             self._fleet.begin(name, sources, required=True)
+        self._fleet.planned = 0
 
     async def index(self, ready: bool) -> list[IndexEntry]:
         """Every model, or only those that are ready."""
