@@ -51,6 +51,11 @@ class Caller:
         """Whether a list may show the model."""
         return self._key is None or self._key.allows(model)
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its requests may have tensors in registered regions, which anybody's may be."""
+        return self._key is None or self._key.admin or self._key.shared_memory
+
     def require(self, model: str) -> None:
         """For a request that says only in its body which model it is for. Raises Forbidden."""
         if self._key is not None and not self._key.allows(model):
@@ -121,9 +126,9 @@ class KeyGuard:
     def enter(self, key: Key, model: str, kind: Kind) -> Caller:
         if kind is Kind.ADMIN and not key.admin:
             raise Forbidden(f"key {key.name!r} is no administrator's")
-        if kind is Kind.MEMORY and not (key.shared_memory or key.admin):
-            raise Forbidden(f"key {key.name!r} does not allow shared memory")
         caller = Caller(key)
+        if kind is Kind.MEMORY and not caller.shares_memory:
+            raise Forbidden(f"key {key.name!r} does not allow shared memory")
         if model:
             caller.require(model)
         if not key.limited:
@@ -161,6 +166,10 @@ class OpenGuard:
         if kind is Kind.ADMIN and not self._control:
             raise Forbidden("this is for administrators' keys, and the server has no keys")
         return ANYBODY
+
+
+EVERYBODY: Identity = OpenGuard()
+"""At the other end of a stream for which nobody is asked for a key."""
 
 
 def _find(keys: Keys, authorization: bytes | str | None) -> Key:

@@ -103,7 +103,8 @@ def test_control_is_for_administrators(guard):
 
 
 def test_shared_memory_is_for_keys_that_say_so(guard, file):
-    guard.check(bearer(ALICE), "", Kind.MEMORY)
+    assert guard.check(bearer(ALICE), "", Kind.MEMORY).shares_memory
+    assert not guard.check(bearer(BOB), "magika", Kind.INFER).shares_memory
     with pytest.raises(Forbidden, match="key 'bob & co' does not allow shared memory"):
         guard.check(bearer(BOB), "", Kind.MEMORY)
     write(file, FILE + "shared_memory = true\n")
