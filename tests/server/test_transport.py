@@ -368,3 +368,17 @@ async def test_the_outbox_hands_over_one_turns_messages_together() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert handed == [[1, 2], [3]]
+
+
+async def test_the_outbox_hands_over_sixteen_at_once_and_what_it_is_told_to() -> None:
+    handed: list[list[object]] = []
+    outbox = Outbox(handed.append)
+    for number in range(35):
+        outbox.put(number)
+    assert [len(each) for each in handed] == [16, 16]
+    outbox.send()
+    outbox.put(35)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [len(each) for each in handed] == [16, 16, 3, 1]
+    assert [number for each in handed for number in each] == list(range(36))

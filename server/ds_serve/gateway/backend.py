@@ -109,6 +109,8 @@ class TensorBackend:
             infer.traced = True
             request.trace.mark("REQUEST_START")
         self._outbox.put(infer)
+        if len(self._waiting) == 1:
+            self._outbox.send()  # the worker has nothing else to do
         if request.deadline < self._due:
             self._wake_at(request.deadline)
         return partial(self._abandon, key)
@@ -165,7 +167,8 @@ class TensorBackend:
         for message in messages:
             if isinstance(message, Infer) and message.id in self._waiting:
                 _, done = self._waiting.pop(message.id)
-                done(_lost(self.spec))
+                # Later: this may be called by the very `begin` that `done` was given to.
+                self._loop.call_soon(done, _lost(self.spec))
 
     def _lost(self, link: Link) -> None:
         self._fail(_lost(self.spec))

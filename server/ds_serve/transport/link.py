@@ -172,8 +172,16 @@ async def listen(path: Path, make: Callable[[], Link]) -> asyncio.Server:
     return await loop.create_unix_server(make, str(path), backlog=1024)
 
 
+MOST = 16
+"""Messages that are handed over together. With more in one turn of the loop, the other side would
+have nothing to do until the turn ends, and this side nothing while the other one answers."""
+
+
 class Outbox:
-    """Collects the messages of one turn of the event loop, then hands them over as one."""
+    """Collects the messages of one turn of the event loop, then hands them over as one.
+
+    MOST of them are handed over at once, and so is what `send` is called for.
+    """
 
     def __init__(self, flush: Callable[[list[object]], None]) -> None:
         self._flush = flush
@@ -182,9 +190,13 @@ class Outbox:
 
     def put(self, message: object) -> None:
         if not self._waiting:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self.send)
         self._waiting.append(message)
+        if len(self._waiting) >= MOST:
+            self.send()
 
-    def _hand_over(self) -> None:
+    def send(self) -> None:
+        """Hand over what waits, now."""
         waiting, self._waiting = self._waiting, []
-        self._flush(waiting)
+        if waiting:
+            self._flush(waiting)
