@@ -18,6 +18,7 @@ import speech
 import tritonclient.grpc as triton
 from onnx_models import told_sums
 from serving import Server
+from slow_requests import until_waiting
 from triton_clients import connected
 
 from ds_serve import catalogue
@@ -149,6 +150,25 @@ def test_a_sequence_waits_until_a_slot_is_free(server: Server) -> None:
         outputs(post(server, "sums", 1, sequence_id=1, sequence_end=True))
         assert outputs(fifth.result())["y"] == 9
     for number in range(2, 5):
+        outputs(post(server, "sums", 1, sequence_id=number, sequence_end=True))
+
+
+def test_a_request_that_is_dropped_breaks_its_sequence_off(server: Server) -> None:
+    """Its first request waits for a slot until its time is over; the second must not run alone."""
+    for number in range(1, 5):
+        outputs(post(server, "sums", 1, sequence_id=number, sequence_start=True))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(
+            post, server, "sums", 1, sequence_id=5, sequence_start=True, timeout=1_000_000
+        )
+        until_waiting(server, 1, "sums")
+        second = post(server, "sums", 2, sequence_id=5)
+        assert first.result().status_code == 504
+    assert second.status_code == 503
+    assert "sequence 5 was broken off" in second.json()["error"]
+    assert "retry-after" not in second.headers
+    assert post(server, "sums", 2, sequence_id=5).status_code == 400
+    for number in range(1, 5):
         outputs(post(server, "sums", 1, sequence_id=number, sequence_end=True))
 
 

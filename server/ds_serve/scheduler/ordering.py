@@ -6,18 +6,31 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from ds_engines.errors import Overloaded
+
 Answered = TypeVar("Answered")
 
 
 class Ordering(Generic[Answered]):
-    """Holds each answer back until all requests that came before are answered, or gone."""
+    """Holds each answer back until all requests that came before are answered, or gone.
 
-    def __init__(self) -> None:
+    `bound`: requests at most that are not answered, or whose answers are held back.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
         self._open: OrderedDict[Hashable, Answered | None] = OrderedDict()
 
     def __len__(self) -> int:
         """Requests that are not answered, and answers held back."""
         return len(self._open)
+
+    def check(self) -> None:
+        """Raises Overloaded where no request more may be admitted."""
+        if len(self._open) >= self._bound:
+            raise Overloaded(
+                f"{len(self._open)} answers wait for those that preserve_ordering puts before them"
+            )
 
     def admit(self, key: Hashable) -> None:
         """A request comes after all that came before."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
+from ds_engines.spec import ModelSpec
 from ds_serve import child, logs, metrics
 from ds_serve.scheduler.batcher import Batcher, Refused
 from ds_serve.scheduler.ordering import Ordering
@@ -49,7 +50,7 @@ class Worker:
         self._identity = identity
         self._plan = plan_of(engine)
         self._queue = self._plan.queue
-        self._ordering = Ordering[Job]() if self._spec.batch.preserve_ordering else None
+        self._ordering = _ordering(self._spec)
         self._accounts = Accounts(self._spec)
         self._responses = responses(self._spec, cache, self._accounts)
         self._supervisor = Link(self._obey)
@@ -122,6 +123,8 @@ class Worker:
             job = Job(gateway, request, arrays_of(request), cache_key=key)
             if request.traced:
                 job.queued_ns = time.monotonic_ns()
+            if self._ordering is not None:
+                self._ordering.check()
             self._plan.push(job)
             if self._ordering is not None:
                 self._ordering.admit(job.key)
@@ -134,6 +137,7 @@ class Worker:
         if self._ordering is None:
             answers.append(job.answer)
         else:
+            self._ordering.check()
             self._ordering.admit(job.key)
             self._send([job])
 
@@ -221,6 +225,14 @@ class Worker:
             if self._responses is not None:
                 self._responses.trim()
             await asyncio.sleep(BEAT_SECONDS)
+
+
+def _ordering(spec: ModelSpec) -> Ordering[Job] | None:
+    """Beside what waits and what runs, so many answers may be held back as may wait."""
+    batch = spec.batch
+    if not batch.preserve_ordering:
+        return None
+    return Ordering(2 * batch.max_queue_size + spec.slots * max(1, batch.max_batch_size))
 
 
 def _jobs(entries: list[Entry]) -> list[Job]:
