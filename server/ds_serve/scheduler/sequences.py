@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from math import ceil
 
-from ds_engines.errors import InvalidRequest, Overloaded, ServeError, Unavailable
+from ds_engines.errors import InvalidRequest, Overloaded, ServeError
 from ds_engines.spec import BatchPolicy, SequencePolicy
 from ds_serve.scheduler.queue import NEVER, Batch, Entry, rows_due
 
@@ -231,9 +231,8 @@ def _arrival(step: Step) -> float:
     return step.arrived
 
 
-def _broken(line: Line) -> Unavailable:
-    error = Unavailable(
-        f"sequence {line.sequence!r} was broken off: an earlier request of it was not run"
+def _broken(line: Line) -> InvalidRequest:
+    return InvalidRequest(
+        f"sequence {line.sequence!r} was broken off, and must start again: an earlier request of "
+        "it was not run"
     )
-    error.retry_after = None
-    return error
