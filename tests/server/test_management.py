@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,11 @@ async def test_cuda_memory_says_that_there_is_none(
     with pytest.raises(Unsupported, match=r"'r'.*unavailable"):
         await management.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="r"))
     await management.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest(name="r"))
+
+
+def test_the_description_names_every_part_of_a_path_and_nothing_else() -> None:
+    app = rest.build(Gateway(Limits()), Budget(1, 1))
+    for path, methods in app.openapi()["paths"].items():
+        for about in methods.values():
+            named = [(each["name"], each["in"]) for each in about.get("parameters", [])]
+            assert named == [(name, "path") for name in re.findall(r"{(\w+)}", path)], path

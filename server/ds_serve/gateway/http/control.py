@@ -16,7 +16,7 @@ from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.control import LogValues, TraceValues
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http.body import read_body
-from ds_serve.gateway.http.kserve import model_route
+from ds_serve.gateway.http.kserve import JSON_BODY, model_route
 from ds_serve.gateway.regions import Region
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
     async def region(name: str) -> list[Json]:
         return said(name)
 
-    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"])
+    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"], openapi_extra=JSON_BODY)
     async def register(name: str, request: Request) -> Response:
         """Make a region known; the body holds key, offset and byte_size."""
         given = await _read(request, budget, _Registration)
@@ -119,44 +119,60 @@ def _cuda_memory(app: FastAPI) -> None:
         raise cuda_memory.unavailable(name)
 
     @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
+    async def unregister(name: str) -> Response:
+        """There is nothing to forget."""
+        return Response()
+
     @app.post(f"{path}/unregister", tags=["kserve"])
-    async def unregister(name: str = "") -> Response:
+    async def unregister_all() -> Response:
         return Response()
 
 
 def _repository(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
     path = "/v2/repository"
+    about: dict[str, Any] = {"tags": ["kserve"], "openapi_extra": JSON_BODY}
 
-    @app.post(f"{path}/index", tags=["kserve"])
-    @app.post(f"{path}/{{repository}}/index", tags=["kserve"])
-    async def index(request: Request, repository: str = "") -> list[Json]:
+    @app.post(f"{path}/index", **about)
+    async def index(request: Request) -> list[Json]:
         """All models and their states; with {"ready": true} those that answer."""
         given = await _read(request, budget, _Index)
-        describe.check_repository(repository)
         found = await gateway.control.index(given.ready)
         return [
             {"name": each.name, "version": each.version, "state": each.state, "reason": each.reason}
             for each in found
         ]
 
-    @app.post(f"{path}/models/{{model}}/load", tags=["kserve"])
-    @app.post(f"{path}/{{repository}}/models/{{model}}/load", tags=["kserve"])
-    async def load(model: str, request: Request, repository: str = "") -> Response:
+    @app.post(f"{path}/models/{{model}}/load", **about)
+    async def load(model: str, request: Request) -> Response:
         """Load a model, or load it anew; answered when it is ready."""
         given = await _read(request, budget, _Load)
-        describe.check_repository(repository)
         config, files = _overrides(given.parameters)
         await gateway.control.load(model, config, files)
         return Response()
 
-    @app.post(f"{path}/models/{{model}}/unload", tags=["kserve"])
-    @app.post(f"{path}/{{repository}}/models/{{model}}/unload", tags=["kserve"])
-    async def unload(model: str, request: Request, repository: str = "") -> Response:
+    @app.post(f"{path}/models/{{model}}/unload", **about)
+    async def unload(model: str, request: Request) -> Response:
         """Stop serving a model."""
         given = await _read(request, budget, _Unload)
-        describe.check_repository(repository)
         await gateway.control.unload(model, given.parameters.unload_dependents)
         return Response()
+
+    _named_repository(app, path)
+
+
+def _named_repository(app: FastAPI, path: str) -> None:
+    async def refused(repository: str) -> None:
+        """Refused: repositories have no names."""
+        describe.check_repository(repository)
+
+    async def model_refused(repository: str, model: str) -> None:
+        """Refused: repositories have no names."""
+        describe.check_repository(repository)
+
+    app.post(f"{path}/{{repository}}/index", tags=["kserve"])(refused)
+    for what in ("load", "unload"):
+        whole = f"{path}/{{repository}}/models/{{model}}/{what}"
+        app.post(whole, tags=["kserve"])(model_refused)
 
 
 def _overrides(parameters: dict[str, str]) -> tuple[str | None, dict[str, bytes]]:
@@ -182,11 +198,11 @@ def _file(name: str, text: str) -> bytes:
 
 
 def _trace(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
-    async def tell(model: str = "", version: str = "") -> Json:
+    async def tell(request: Request, model: str, version: str) -> Json:
         """The trace settings."""
         return _traced(await gateway.control.trace(_known(model, version)))
 
-    async def change(request: Request, model: str = "", version: str = "") -> Json:
+    async def change(request: Request, model: str, version: str) -> Json:
         """Change some trace settings; null brings back the default."""
         given = await _read(request, budget, Json)
         changes = {name: _texts(name, value) for name, value in given.items()}
@@ -197,8 +213,14 @@ def _trace(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
             gateway.state(model, version)
         return model
 
-    app.get("/v2/trace/setting", tags=["kserve"])(tell)
-    app.post("/v2/trace/setting", tags=["kserve"])(change)
+    @app.get("/v2/trace/setting", tags=["kserve"])
+    async def tell_all(request: Request) -> Json:
+        return await tell(request, "", "")
+
+    @app.post("/v2/trace/setting", tags=["kserve"], openapi_extra=JSON_BODY)
+    async def change_all(request: Request) -> Json:
+        return await change(request, "", "")
+
     model_route(app, "GET", "/trace/setting", tell)
     model_route(app, "POST", "/trace/setting", change)
 
@@ -226,7 +248,7 @@ def _logging(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
         """The log settings."""
         return await gateway.control.log()
 
-    @app.post("/v2/logging", tags=["kserve"])
+    @app.post("/v2/logging", tags=["kserve"], openapi_extra=JSON_BODY)
     async def change(request: Request) -> Response:
         """Change some log settings; null brings back the default."""
         changes = await _read(request, budget, dict[str, bool | int | str | None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from ds_engines.spec import TensorSpec
 from ds_serve import __version__
@@ -18,15 +18,29 @@ def add(app: FastAPI, gateway: Gateway) -> None:
     _models(app, gateway)
 
 
+JSON_BODY: dict[str, Any] = {
+    "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}
+}
+"""What the OpenAPI description says of a body that a route reads by itself."""
+
+
 def model_route(
-    app: FastAPI, method: str, path: str, answer: Callable[..., Awaitable[Any]]
+    app: FastAPI, method: str, path: str, answer: Callable[[Request, str, str], Awaitable[Any]]
 ) -> None:
-    """The route of a model, and the same with a version; `answer` takes `model` and `version`."""
-    for whole in (
-        f"/v2/models/{{model}}{path}",
-        f"/v2/models/{{model}}/versions/{{version}}{path}",
-    ):
-        app.api_route(whole, methods=[method], tags=["kserve"])(answer)
+    """The route of a model, and the same with a version; `answer` takes both, "" for none."""
+
+    async def plain(request: Request, model: str) -> Any:
+        return await answer(request, model, "")
+
+    async def versioned(request: Request, model: str, version: str) -> Any:
+        return await answer(request, model, version)
+
+    about: dict[str, Any] = {"tags": ["kserve"], "description": answer.__doc__ or ""}
+    if method == "POST":
+        about["openapi_extra"] = JSON_BODY
+    models = "/v2/models/{model}"
+    app.api_route(f"{models}{path}", methods=[method], **about)(plain)
+    app.api_route(f"{models}/versions/{{version}}{path}", methods=[method], **about)(versioned)
 
 
 def _server(app: FastAPI, gateway: Gateway) -> None:
@@ -49,11 +63,11 @@ def _server(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _models(app: FastAPI, gateway: Gateway) -> None:
-    async def ready(model: str, version: str = "") -> Response:
+    async def ready(request: Request, model: str, version: str) -> Response:
         state = gateway.state(model, version)
         return Response(status_code=200 if state.state == READY else 503)
 
-    async def metadata(model: str, version: str = "") -> dict[str, Any]:
+    async def metadata(request: Request, model: str, version: str) -> dict[str, Any]:
         spec = gateway.spec(model, version)
         return {
             "name": spec.name,
@@ -63,18 +77,18 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
             "outputs": [_tensor(tensor) for tensor in spec.outputs],
         }
 
-    async def config(model: str, version: str = "") -> dict[str, Any]:
+    async def config(request: Request, model: str, version: str) -> dict[str, Any]:
         return describe.config_json(gateway.spec(model, version))
 
-    async def statistics(model: str = "", version: str = "") -> dict[str, Any]:
+    async def statistics(request: Request, model: str, version: str) -> dict[str, Any]:
         found = []
         for spec in describe.asked_for(gateway, model, version):
             counted = await gateway.statistics(spec.name, spec.version)
             found.append(describe.statistics_json(spec, counted))
         return {"model_stats": found}
 
-    async def all_statistics() -> dict[str, Any]:
-        return await statistics()
+    async def all_statistics(request: Request) -> dict[str, Any]:
+        return await statistics(request, "", "")
 
     app.get("/v2/models/stats", tags=["kserve"])(all_statistics)
     model_route(app, "GET", "/ready", ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -57,9 +58,13 @@ def _hot_paths(app: FastAPI) -> None:
     async def answered_before() -> None:
         raise NotFound("this path is not answered here")
 
-    body = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
     for path, tag, summary in HOT_PATHS:
-        app.post(path, tags=[tag], summary=summary, openapi_extra=body)(answered_before)
+        named = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]
+        extra = kserve.JSON_BODY | ({"parameters": named} if named else {})
+        app.post(path, tags=[tag], summary=summary, openapi_extra=extra)(answered_before)
 
 
 def _health(app: FastAPI, gateway: Gateway) -> None:
