@@ -168,8 +168,8 @@ class OpenGuard:
         return ANYBODY
 
 
-EVERYBODY: Identity = OpenGuard()
-"""At the other end of a stream for which nobody is asked for a key."""
+EVERYBODY = OpenGuard()
+"""For what is built without keys."""
 
 
 def _find(keys: Keys, authorization: bytes | str | None) -> Key:
