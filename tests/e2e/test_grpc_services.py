@@ -70,6 +70,32 @@ def test_an_unknown_service_is_not_found(channel: grpc.Channel) -> None:
     watched.cancel()
 
 
+def raw(channel: grpc.Channel, path: str, arity: str, data: bytes) -> grpc.StatusCode:
+    """How a call ends whose request is these bytes."""
+    call = getattr(channel, arity)(path, bytes, bytes)
+    try:
+        answer = call(iter([data]) if arity.startswith("stream") else data, timeout=20)
+        list(answer)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("path", "arity"),
+    [
+        (f"/{HEALTH}/Check", "unary_unary"),
+        (f"/{HEALTH}/Watch", "unary_stream"),
+        (f"/{REFLECTION[0]}/ServerReflectionInfo", "stream_stream"),
+    ],
+)
+def test_bytes_that_are_no_request_are_refused(
+    server: Server, channel: grpc.Channel, path: str, arity: str
+) -> None:
+    assert raw(channel, path, arity, b"\xff") is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in server.log()
+
+
 @pytest.mark.parametrize("carrier", ["native", "grpcio"])
 def test_who_watches_is_told_of_the_end(
     tmp_path_factory: pytest.TempPathFactory, carrier: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from grpc_health.v1 import health_pb2
 
@@ -36,7 +35,7 @@ class Health:
         return Status(status=status)
 
     async def watch(
-        self, request: health_pb2.HealthCheckRequest, context: Any
+        self, request: health_pb2.HealthCheckRequest
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now, and each change of it, until the server stops."""
         known = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, AsyncIterator
 from functools import cache
-from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc import RpcMethodHandler, stream_stream_rpc_method_handler
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
 from ds_proto import grpc_service_pb2, model_config_pb2
 from ds_proto.service import SERVICE
@@ -21,15 +24,13 @@ V1 = ALPHA.replace("v1alpha", "v1")
 METHOD = "ServerReflectionInfo"
 
 
-def handler() -> RpcMethodHandler[Any, Any]:
+async def answers(
+    requests: AsyncIterable[ServerReflectionRequest], timeout: float | None
+) -> AsyncIterator[ServerReflectionResponse]:
     """Of both versions: their messages are the same, only the packages' names differ."""
-    names = (SERVICE, HEALTH, ALPHA, V1)
-    servicer = reflection.aio.ReflectionServicer(names, _pool())
-    return stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
+    servicer = reflection.aio.ReflectionServicer((SERVICE, HEALTH, ALPHA, V1), _pool())
+    async for answer in servicer.ServerReflectionInfo(requests, None):
+        yield answer
 
 
 @cache

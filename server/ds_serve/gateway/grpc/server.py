@@ -15,6 +15,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
 from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 from ds_proto.service import METHODS, SERVICE
@@ -67,19 +71,33 @@ def services(service: InferenceService, ids: RequestIds) -> dict[str, Methods]:
     return {
         SERVICE: {name: _handler(service, name, ids) for name in METHODS},
         HEALTH: _health(service.gateway, ids),
-        reflection.V1: {reflection.METHOD: reflection.handler()},
-        reflection.ALPHA: {reflection.METHOD: reflection.handler()},
+        reflection.V1: _reflection(ids),
+        reflection.ALPHA: _reflection(ids),
     }
 
 
 def _health(gateway: Gateway, ids: RequestIds) -> Methods:
     health = Health(gateway)
-    request, write = HealthCheckRequest, HealthCheckResponse.SerializeToString
+    read, write = _reader(HealthCheckRequest), HealthCheckResponse.SerializeToString
     check = _unary(health.check, "Check", ids)
+
+    async def watch(request: Any, context: Context) -> AsyncIterator[Any]:
+        if isinstance(request, ServeError):
+            await _abort(context, "Watch", ids, request)
+        async for reply in health.watch(request):
+            yield reply
+
     return {
-        "Check": grpc.unary_unary_rpc_method_handler(check, _reader(request), write),
-        "Watch": grpc.unary_stream_rpc_method_handler(health.watch, request.FromString, write),
+        "Check": grpc.unary_unary_rpc_method_handler(check, read, write),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch, read, write),
     }
+
+
+def _reflection(ids: RequestIds) -> Methods:
+    answer = _stream(reflection.answers, reflection.METHOD, ids)
+    read = _reader(ServerReflectionRequest)
+    write = ServerReflectionResponse.SerializeToString
+    return {reflection.METHOD: grpc.stream_stream_rpc_method_handler(answer, read, write)}
 
 
 def _handler(
