@@ -183,7 +183,8 @@ class Supervisor:
         states = [state for state in self.states() if state.required]
         failed = [state for state in states if state.state == FAILED]
         if len(failed) == len(states) and not self._manager.open_ended:
-            self._end(FAILURE, "no model is left")
+            empty = "there is no model to serve: the model repositories are empty"
+            self._end(FAILURE, "no model is left" if states else empty)
         elif failed and self.settings.exit_on_model_failure:
             self._end(FAILURE, f"model {failed[0].name} has failed (--exit-on-model-failure)")
         elif failed and self.settings.exit_on_error and not self._announced:
