@@ -36,6 +36,8 @@ def settings(line: str) -> dict[str, object]:
          {"model_control_mode": "explicit", "load_model": ["a", "*"]}),
         ("--trace-config triton,file=t --trace-config rate=3 --trace-config level=TIMESTAMPS "
          "--trace-config triton,count=4", {"trace_file": "t", "trace_rate": 3, "trace_count": 4}),
+        ("--cache-config local,size=1000", {"response_cache_byte_size": 1000}),
+        ("--response-cache-byte-size=7", {"response_cache_byte_size": 7}),
         ("--allow-http=true --allow-grpc true --rate-limit=off --allow-sagemaker=false", {}),
         ("--model x --batch-delay-us 5", {"model": ["x"], "batch_delay_us": 5}),
     ],
@@ -58,6 +60,8 @@ def test_flags_that_are_not_needed(flag: str) -> None:
         "--rate-limit=execution_count",
         "--trace-config mode=opentelemetry",
         "--trace-config opentelemetry,url=x",
+        "--cache-config redis,host=x",
+        "--cache-config local,bytes=5",
     ],
 )
 def test_flags_that_ask_for_what_is_not_here(line: str) -> None:
