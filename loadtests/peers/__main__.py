@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -102,7 +103,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
         for work in plan.works:
             found.refuse_noise(work.name, given.quiet)
     keep(found)
-    return _give(given, plan.works, found, f"{about['text']}{about['where']}", console)
+    return _give(given, plan.works, found, _joined([about]), console)
 
 
 def _join(given: argparse.Namespace, console: Console) -> int:
@@ -110,8 +111,7 @@ def _join(given: argparse.Namespace, console: Console) -> int:
     try:
         parts = [json.loads(Path(name).read_text()) for name in given.names]
         found = results.from_json(parts)
-        texts = {part["about"]["text"] for part in parts}
-        places = {part["about"]["where"] for part in parts}
+        about = _joined([part["about"] for part in parts])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"not what --json wrote: {error!r}") from None
     works = [
@@ -119,7 +119,23 @@ def _join(given: argparse.Namespace, console: Console) -> int:
         for name, work in workloads.WORKLOADS.items()
         if any(key.workload == name for key in found.samples)
     ]
-    return _give(given, works, found, " ".join(sorted(texts)) + " ".join(sorted(places)), console)
+    return _give(given, works, found, about, console)
+
+
+def _joined(abouts: Sequence[dict[str, Any]]) -> str:
+    """What is told of runs that were measured apart: the same once, what differs one by one."""
+    told = dict.fromkeys(about["text"] for about in abouts)
+    # Some runs needed one tool more, which is told last.
+    texts = [one for one in told if not any(more.startswith(one[:-1] + ",") for more in told)]
+    servers = dict.fromkeys(pin for about in abouts for pin in about["servers"])
+    places = {about["where"] for about in abouts}
+    where = places.pop() if len(places) == 1 else (
+        "Servers were measured in groups, each group on cores of its own with its clients."
+    )  # fmt: skip
+    seconds = sorted({f"{about['seconds']:g}" for about in abouts}, key=float)
+    parts = [*texts, f"Servers: {', '.join(servers)}.", where]
+    parts.append(f"Each measurement took {' or '.join(seconds)} s.")
+    return " ".join(filter(None, parts))
 
 
 def _give(
@@ -168,27 +184,24 @@ def _show(works: Sequence[workloads.Workload], found: results.Results, console: 
         _say(console, f"no row: {refusal}")
 
 
-def _about(plan: Plan, tools: Tools, others: float) -> dict[str, str]:
-    """The paragraph above a table, and what a program wants to know besides."""
+def _about(plan: Plan, tools: Tools, others: float) -> dict[str, Any]:
+    """What the paragraph above a table says, and what a program wants to know besides."""
     versions = {"wrk": tools.http.version}
     if tools.kserve:
         versions["perf_analyzer"] = tools.kserve.version
     pins = [environments.requirements().get(peer.key, [])[:1] for peer in plan.peers]
-    text = report.machine(versions, plan.cores)
-    servers = ", ".join(pin for first in pins for pin in first)
-    where = _where(plan)
     changed = [
         f"{key}.{name}={value:g}"
         for key, settings in plan.place.settings.items()
         for name, value in settings.items()
     ]
-    text += f" Servers: {servers}." if servers else ""
-    text += f" Changed: {', '.join(changed)}." if changed else ""
+    text = f" Changed: {', '.join(changed)}." if changed else ""
     text += f" ds-serve ran with `{shlex.join(plan.place.options)}`." if plan.place.options else ""
-    text += f" {plan.repeats} interleaved repeats of {plan.seconds:g} s each."
     return {
-        "text": text,
-        "where": where,
+        "text": report.machine(versions, plan.cores) + text,
+        "servers": [pin for first in pins for pin in first],
+        "where": _where(plan),
+        "seconds": plan.seconds,
         "ds-serve": version("ds-serve"),
         "others": f"{others:.3f}",
     }
@@ -197,9 +210,9 @@ def _about(plan: Plan, tools: Tools, others: float) -> dict[str, str]:
 def _where(plan: Plan) -> str:
     servers, clients = plan.place.pinned, plan.client_cores
     if servers == clients:
-        return f" Servers and clients together on cores {sorted(servers)}." if servers else ""
-    found = f" Servers on cores {sorted(servers)}." if servers else ""
-    return found + (f" Clients on cores {sorted(clients)}." if clients else "")
+        return f"Servers and clients together on cores {sorted(servers)}." if servers else ""
+    found = [f"Servers on cores {sorted(servers)}."] if servers else []
+    return " ".join([*found, *([f"Clients on cores {sorted(clients)}."] if clients else [])])
 
 
 def _plan(given: argparse.Namespace) -> Plan:

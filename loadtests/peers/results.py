@@ -153,7 +153,10 @@ class Results:
         """What a reader of its table must know: servers started again, rows that are missing."""
         missing = [each for each in self.refusals if each.workload in (None, workload)]
         refused = [f"No row for {str(each).splitlines()[0]}." for each in missing]
-        return " ".join(filter(None, [self.crashed(workload), *dict.fromkeys(refused)]))
+        counts = {len(row.samples) for row in self.rows(workload)}
+        times = " to ".join(map(str, sorted(counts)[:: max(1, len(counts) - 1)]))
+        repeats = f"Medians of {times} interleaved repeats." if counts else ""
+        return " ".join(filter(None, [repeats, self.crashed(workload), *dict.fromkeys(refused)]))
 
     def refused(self, key: Key) -> bool:
         return any(refusal.covers(key) for refusal in self.refusals)

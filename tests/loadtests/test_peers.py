@@ -443,7 +443,7 @@ def test_the_page_and_the_json_say_the_same():
 
 
 def test_what_several_runs_measured_is_one_table(tmp_path, capsys):
-    about = {"text": "On a machine.", "where": ""}
+    about = {"text": "On a machine.", "servers": [], "where": "", "seconds": 2}
     for name, rows in (("one", [OURS, THEIRS]), ("two", [OURS])):
         part = results.as_json(collected(*rows), "ds-serve", about)
         (tmp_path / name).write_text(json.dumps(part))
