@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,16 @@ def test_without_bytes_there_is_no_cache_and_the_log_says_so(tmp_path: Path) -> 
         assert [post(server, 1, "m").status_code for _ in range(2)] == [200, 200]
         assert counted(server, "m") == (0, 0, 2, 2)
         assert "--response-cache-byte-size" in server.log()
+
+
+def test_an_answer_out_of_the_cache_is_traced_too(tmp_path: Path) -> None:
+    mlp(tmp_path / "m" / "model.onnx")
+    (tmp_path / "m" / "config.pbtxt").write_text("response_cache { enable: true }")
+    flags = ["--trace-file", tmp_path / "trace", "--trace-rate", "1"]
+    with Server("--model", tmp_path / "m", "--response-cache-byte-size", "9000", *flags) as server:
+        assert [post(server, 1, "m").status_code for _ in range(3)] == [200] * 3
+        assert counted(server, "m")[:2] == (2, 1)
+        server.stop()
+        assert "Traceback" not in server.log()
+    spans = json.loads((tmp_path / "trace").read_text())
+    assert len([span for span in spans if span.get("model_name") == "m"]) == 3
