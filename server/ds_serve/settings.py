@@ -15,6 +15,7 @@ from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 HIGHEST_PORT = 65535
 CONTROL_MODES = ("none", "poll", "explicit")
 GRPC_SERVERS = ("native", "grpcio", "pyvoy")
+COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int = 8001
     metrics_port: int = 0
     grpc_server: str = "native"
+    grpc_infer_response_compression_level: str = "none"
     gateways: int = 1
     device: str = "auto"
     quantization: str = ""
@@ -52,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trace_rate: int = TraceSettings().trace_rate
     trace_count: int = TraceSettings().trace_count
     trace_log_frequency: int = TraceSettings().log_frequency
+    otlp_endpoint: str = ""
     log_format: str = "text"
     log_level: str = "info"
 
@@ -73,10 +76,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Of the whole server."""
         return TraceSettings(
             trace_file=str(Path(self.trace_file).absolute()) if self.trace_file else "",
-            trace_level=TIMESTAMPS if self.trace_file else OFF,
+            trace_level=TIMESTAMPS if self.trace_file or self.otlp_endpoint else OFF,
             trace_rate=self.trace_rate,
             trace_count=self.trace_count,
             log_frequency=self.trace_log_frequency,
+            otlp_endpoint=self.otlp_endpoint,
         )
 
     def check(self) -> None:
@@ -118,12 +122,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"mode is {mode}"
             )
         self._require("grpc_server", self.grpc_server in GRPC_SERVERS, " or ".join(GRPC_SERVERS))
+        self._check_compression()
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
         self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))
         if self.max_bytes_in_flight < self.max_request_bytes:
             raise ConfigError(
                 f"--max-bytes-in-flight {self.max_bytes_in_flight} is below "
                 f"--max-request-bytes {self.max_request_bytes}"
+            )
+
+    def _check_compression(self) -> None:
+        name = "grpc_infer_response_compression_level"
+        level = self.grpc_infer_response_compression_level
+        self._require(name, level in COMPRESSION_LEVELS, " or ".join(COMPRESSION_LEVELS))
+        if level != "none" and self.grpc_server != "grpcio":
+            raise ConfigError(
+                f"{flag(name)} {level} needs --grpc-server grpcio; {self.grpc_server} compresses "
+                "no answers"
             )
 
     def _require(self, name: str, holds: bool, right: str) -> None:

@@ -93,6 +93,11 @@ def _run(*arguments, cwd=None, seconds=60):
         (["--model", "good.onnx", "--max-bytes-in-flight", "1"], "--max-bytes-in-flight 1 "),
         (["--model", "good.onnx", "--http-port", "65536"], "--http-port is 65536.*65535"),
         (["--model", "good.onnx", "--http-port", "77", "--grpc-port", "77"], "both 77"),
+        (
+            ["--model", "good.onnx", "--grpc-infer-response-compression-level", "low"],
+            "needs --grpc",
+        ),
+        (["--model", "good.onnx", "--metrics-port", "8000"], "both 8000"),
         (["--model", "good.onnx", "--log-level", "loud"], "--log-level is 'loud'.*debug"),
         (["--model", "good.onnx", "--log-format", "xml"], "--log-format is 'xml'.*json"),
         (["--model", "good.onnx", "--host", "203.0.113.1"], "203.0.113.1.*--host"),

@@ -108,6 +108,20 @@ def test_what_unpacks_beyond_the_limit_is_refused(server: Server, channel: grpc.
         assert max(most_memory(pid) for pid in server.gateways()) < 400_000_000
 
 
+def test_answers_leave_compressed_if_wanted(tmp_path: Path) -> None:
+    flags = ["--grpc-server", "grpcio", "--grpc-infer-response-compression-level", "high"]
+    with Server("--model", onnx_models.mlp(tmp_path / "held.onnx"), *flags) as server:
+        with grpc.insecure_channel(server.grpc) as channel:
+            assert unary(channel)(message()).outputs[0].shape == [64, 8]
+        # 64 equal rows, 2,048 bytes: what grpcio says tells whether they came so.
+        options = [("grpc.max_receive_message_length", 1000)]
+        with (
+            grpc.insecure_channel(server.grpc, options=options) as small,
+            pytest.raises(grpc.RpcError, match="Decompressed message larger than max"),
+        ):
+            unary(small)(message())
+
+
 def carrier(server: Server) -> str:
     return server.arguments[server.arguments.index("--grpc-server") + 1]
 

@@ -118,6 +118,7 @@ async def serve(config: GatewayConfig) -> None:
         config.grpc_server,
         f"{_bracketed(config.host)}:{config.grpc_port}",
         config.limits.max_request_bytes,
+        compressed=config.grpc_compressed,
     )
     await grpc.start()
     listener = listen(config.host, config.http_port)

@@ -28,5 +28,6 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     grpc_port: int
     metrics_port: int = 0
     grpc_server: str = "native"
+    grpc_compressed: bool = False
     limits: Limits
     strict_readiness: bool = True

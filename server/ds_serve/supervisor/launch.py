@@ -10,7 +10,7 @@ from pathlib import Path
 from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
-from ds_serve import tracing
+from ds_serve import spans, tracing
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
@@ -29,6 +29,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
         check_source(settings, source)
+    if settings.otlp_endpoint:
+        spans.check(settings.otlp_endpoint)
     if settings.trace_file and not settings.trace_log_frequency:
         tracing.create(Path(settings.trace_file))
 
@@ -149,6 +151,7 @@ def gateway_config(
         grpc_port=grpc_port,
         metrics_port=settings.metrics_port,
         grpc_server=settings.grpc_server,
+        grpc_compressed=settings.grpc_infer_response_compression_level != "none",
         limits=settings.limits,
         strict_readiness=settings.strict_readiness,
     )

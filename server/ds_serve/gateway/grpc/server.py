@@ -40,8 +40,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Methods = dict[str, Any]
 
 
-def build(service: InferenceService, carrier: str, address: str, largest: int) -> grpc.aio.Server:
-    """A server bound to `address`, to be started. `largest`: bytes of one message."""
+def build(
+    service: InferenceService,
+    carrier: str,
+    address: str,
+    largest: int,
+    *,
+    compressed: bool = False,
+) -> grpc.aio.Server:
+    """A server bound to `address`, to be started. `largest`: bytes of one message; `compressed`:
+    answers leave in gzip, which grpcio alone can.
+    """
     options = [
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", largest),
@@ -51,7 +60,8 @@ def build(service: InferenceService, carrier: str, address: str, largest: int) -
     ids = RequestIds()
     server: grpc.aio.Server
     if carrier == "grpcio":
-        server = grpc.aio.server(options=options)
+        gzip = grpc.Compression.Gzip if compressed else None
+        server = grpc.aio.server(options=options, compression=gzip)
     elif carrier == "pyvoy":
         server = envoy.application.build(service, ids, options, largest)
     else:
