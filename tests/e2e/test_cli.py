@@ -97,7 +97,7 @@ def _run(*arguments, cwd=None, seconds=60):
             ["--model", "good.onnx", "--grpc-infer-response-compression-level", "low"],
             "needs --grpc",
         ),
-        (["--model", "good.onnx", "--metrics-port", "8000"], "both 8000"),
+        (["--model", "good.onnx", "--http-port", "78", "--metrics-port", "78"], "both 78"),
         (["--model", "good.onnx", "--log-level", "loud"], "--log-level is 'loud'.*debug"),
         (["--model", "good.onnx", "--log-format", "xml"], "--log-format is 'xml'.*json"),
         (["--model", "good.onnx", "--host", "203.0.113.1"], "203.0.113.1.*--host"),
