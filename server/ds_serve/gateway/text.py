@@ -142,7 +142,7 @@ class TextBackend:
         raise EngineFailure(f"model {self.spec.name!r} gave no answer")
 
     async def statistics(self) -> Statistics:
-        return text_statistics.read(self.spec.name)
+        return await asyncio.to_thread(text_statistics.read, self.spec.name)
 
     @property
     def in_flight(self) -> int:
