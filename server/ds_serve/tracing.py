@@ -16,13 +16,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
 
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec
+from ds_serve.spans import sampled
+
+if TYPE_CHECKING:
+    from ds_serve.otlp import Spans
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ _ID = re.compile(rb'^\{"id":(\d+),', re.MULTILINE)
 
 
 class TraceSettings(msgspec.Struct, frozen=True):
-    """Triton's trace settings, by Triton's names.
+    """Triton's trace settings, by Triton's names, and where OpenTelemetry's spans go.
 
     One of `trace_rate` requests is traced, until `trace_count` were (-1: without end). With a
     `log_frequency` of N above 0, each N traces make a file of their own, `trace_file`.0 and so on.
@@ -56,19 +60,22 @@ class TraceSettings(msgspec.Struct, frozen=True):
     trace_rate: int = 1000
     trace_count: int = -1
     log_frequency: int = 0
+    otlp_endpoint: str = ""
 
     @property
     def on(self) -> bool:
-        return bool(self.trace_level == TIMESTAMPS and self.trace_file and self.trace_count)
+        where = self.trace_file or self.otlp_endpoint
+        return bool(self.trace_level == TIMESTAMPS and where and self.trace_count)
 
 
 class Trace:
-    """One request's times."""
+    """One request's times. `parent`: the caller's span, as the header `traceparent` has it."""
 
-    __slots__ = ("model", "request_id", "times", "version")
+    __slots__ = ("error", "model", "parent", "request_id", "times", "version")
 
-    def __init__(self, first: str) -> None:
-        self.model = self.version = self.request_id = ""
+    def __init__(self, first: str, parent: str = "") -> None:
+        self.model = self.version = self.request_id = self.error = ""
+        self.parent = parent
         self.times: list[tuple[str, int]] = []
         self.mark(first)
 
@@ -81,6 +88,10 @@ class Trace:
         self.model, self.version, self.request_id = spec.name, spec.version, request_id
         self.times.extend(zip(IN_WORKER, in_worker, strict=True))
         self.mark("REQUEST_END")
+
+    def failed(self, model: str, version: str, error: str) -> None:
+        """The request was refused, or failed."""
+        self.model, self.version, self.error = model, version, error
 
 
 class Sampler:
@@ -111,6 +122,7 @@ class Tracer:
 
     def __init__(self, settings: TraceSettings | None = None) -> None:
         self._waiting: dict[TraceSettings, list[Trace]] = {}
+        self._spans: dict[str, Spans] = {}
         self.update(settings or TraceSettings())
 
     def update(
@@ -122,14 +134,17 @@ class Tracer:
         self._models = {name: Sampler(own) for name, own in (models or {}).items()}
         self.on = self._any_on()
 
-    def begin(self, first: str) -> Trace | None:
-        """A trace for each request whose turn it is; `first` is what happens to it now."""
+    def begin(self, first: str, parent: str = "") -> Trace | None:
+        """A trace for each request whose turn it is; `first` is what happens to it now.
+
+        Where spans are sent, a `parent` that says whether it is traced decides for its request.
+        """
         if self._models:
-            return Trace(first)
-        if not self._sampler.picks():
+            return Trace(first, parent)
+        if not self._picks(self._sampler, parent):
             return None
         self.on = self._sampler.on
-        return Trace(first)
+        return Trace(first, parent)
 
     def keep(self, trace: Trace) -> None:
         """Write the trace within WRITE_SECONDS. One that no worker answered is dropped."""
@@ -137,9 +152,15 @@ class Tracer:
             return
         sampler = self._models.get(trace.model, self._sampler)
         if self._models:
-            if not sampler.picks():
+            if not self._picks(sampler, trace.parent):
                 return
             self.on = self._any_on()
+        if sampler.settings.otlp_endpoint:
+            self._spans_to(sampler.settings.otlp_endpoint).keep(trace)
+        if sampler.settings.trace_file and not trace.error:
+            self._keep_in_file(sampler, trace)
+
+    def _keep_in_file(self, sampler: Sampler, trace: Trace) -> None:
         waiting = self._waiting.setdefault(sampler.settings, [])
         waiting.append(trace)
         each = sampler.settings.log_frequency
@@ -148,10 +169,29 @@ class Tracer:
         elif not each and len(waiting) == 1:
             asyncio.get_running_loop().call_later(WRITE_SECONDS, self._flush_aside)
 
+    def close(self) -> None:
+        """Write and send what is there."""
+        self.flush()
+        for spans in self._spans.values():
+            spans.close()
+        self._spans = {}
+
     def flush(self) -> None:
         """Write what is there."""
         for settings, traces in self._take():
             self._write(settings, traces)
+
+    @staticmethod
+    def _picks(sampler: Sampler, parent: str) -> bool:
+        said = sampled(parent) if parent and sampler.settings.otlp_endpoint else None
+        return sampler.picks() if said is None else said and sampler.on
+
+    def _spans_to(self, endpoint: str) -> Spans:
+        if endpoint not in self._spans:
+            from ds_serve.otlp import Spans  # noqa: PLC0415
+
+            self._spans[endpoint] = Spans(endpoint)
+        return self._spans[endpoint]
 
     def _any_on(self) -> bool:
         return self._sampler.on or any(sampler.on for sampler in self._models.values())

@@ -148,12 +148,14 @@ def _format(flag: str, value: str) -> Words:
 
 
 def _trace(flag: str, value: str) -> Words:
-    """`--trace-config [triton,]key=value`."""
+    """`--trace-config [triton,|opentelemetry,]key=value`."""
     mode, _, setting = value.rpartition(",")
-    if mode not in ("", "triton"):
-        raise ConfigError(f"{flag} {value}: traces are written in Triton's mode alone")
     key, _, wanted = setting.partition("=")
-    if (key, wanted) in (("mode", "triton"), ("level", "TIMESTAMPS")):
+    if (mode, key) == ("opentelemetry", "url"):
+        return ["--otlp-endpoint", wanted]
+    if mode not in ("", "triton"):
+        raise ConfigError(f"{flag} {value} is not supported; there is {mode},url= alone")
+    if setting in ("mode=triton", "mode=opentelemetry", "level=TIMESTAMPS"):
         return []
     known = {
         "file": "--trace-file",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
+from ds_serve.ensemble.backend import EnsembleBackend
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
@@ -222,14 +223,14 @@ class Gateway:
         for task in self._leaving.values():
             task.cancel()
         self._served, self._newest = {}, {}
-        self.tracer.flush()
+        self.tracer.close()
 
     def _drop_lost(self, states: dict[Key, ModelState]) -> None:
         """Fail the requests to workers that died, at once and with the reason."""
         for key, served in list(self._served.items()):
             new = states.get(key)
-            if new is None or new.state == READY:
-                continue
+            if new is None or new.state == READY or _is_ensemble(served.state):
+                continue  # requests to an ensemble may be past the member that is lost
             del self._served[key]
             if self._newest.get(key[0]) is served:
                 del self._newest[key[0]]
@@ -255,6 +256,8 @@ class Gateway:
             from ds_serve.gateway.text import TextBackend  # noqa: PLC0415
 
             return TextBackend(state.spec, state.address)
+        if _is_ensemble(state):
+            return EnsembleBackend(state.spec, self.backend)
         backend = TensorBackend(state.spec, self.regions)
         await backend.connect(state.address)
         return backend
@@ -277,6 +280,10 @@ class Gateway:
 
 def _is_text(state: ModelState) -> bool:
     return state.spec is not None and state.spec.task == "text"
+
+
+def _is_ensemble(state: ModelState) -> bool:
+    return state.spec is not None and bool(state.spec.steps)
 
 
 def _unavailable(state: ModelState) -> ServeError:

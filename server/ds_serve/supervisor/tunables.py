@@ -15,6 +15,9 @@ from ds_serve.transport.messages import Tuning
 DEFAULT = "default"
 """The log format that the server was started with."""
 
+NAMES = tuple(name for name in TraceSettings.__struct_fields__ if name != "otlp_endpoint")
+"""Trace settings that clients know."""
+
 LOWEST = {"trace_rate": 1, "trace_count": -1, "log_frequency": 0}
 """Trace settings that are numbers, and the lowest value of each."""
 
@@ -83,7 +86,8 @@ class Tunables:
                 del self._changes[model]
             self._broadcast(self.tuning())
         values = msgspec.to_builtins(self._tracing(model))
-        return {name: [str(value)] for name, value in values.items()} | {"trace_mode": ["triton"]}
+        mode = "opentelemetry" if values.pop("otlp_endpoint") else "triton"
+        return {name: [str(value)] for name, value in values.items()} | {"trace_mode": [mode]}
 
     def _tracing(self, model: str) -> TraceSettings:
         changed = self._changes[""] | self._changes.get(model, {})
@@ -121,10 +125,10 @@ def _trace_value(name: str, given: list[str] | None) -> object:
         raise InvalidRequest(
             f"{name}: trace file location can not be updated through network protocol"
             if name == "trace_file"
-            else "trace_mode can not be changed: it is triton"
+            else "trace_mode can not be changed while the server runs"
         )
-    if name not in TraceSettings.__struct_fields__:
-        known = ", ".join(TraceSettings.__struct_fields__)
+    if name not in NAMES:
+        known = ", ".join(NAMES)
         raise InvalidRequest(f"there is no trace setting {name!r}; there are: {known}")
     if given is None:
         return None

@@ -26,6 +26,7 @@ from ds_serve.gateway.grpc import framing
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.stream import Service, Stream
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,10 @@ class Streams:
         headers = scope["headers"]
         reader = framing.Reader(self._largest, framing.find(headers, b"grpc-encoding"))
         seconds = framing.seconds(headers)
+        parent = framing.find(headers, PARENT.encode()) or b""
         try:
             async with asyncio.timeout(seconds):
-                await call.run(reader, seconds)
+                await call.run(reader, seconds, parent.decode("latin-1"))
         except TimeoutError:
             raise DeadlineExceeded(f"the stream was not done within {seconds:g} s") from None
 
@@ -144,9 +146,9 @@ class _Call:
         self._flushing: asyncio.Handle | None = None
         self._written = asyncio.Event()
 
-    async def run(self, reader: framing.Reader, seconds: float | None) -> None:
+    async def run(self, reader: framing.Reader, seconds: float | None, parent: str) -> None:
         """Until all requests are answered. Raises what ends the stream."""
-        self._stream = stream = Stream(self._service, seconds, self._emit)
+        self._stream = stream = Stream(self._service, seconds, self._emit, parent)
         self._read(reader, stream)
         wrong = await self._all_read
         while stream.busy:

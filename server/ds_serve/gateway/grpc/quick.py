@@ -26,6 +26,7 @@ from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon
+from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class QuickServer(pygrpc_native.aio.Server):
         try:
             request, raw = codec.read(payload)
             answer = partial(self._answer, call_id, given)
-            self._running[call_id] = self._service.begin(request, seconds, answer, raw)
+            parent = _parent(metadata) if self._service.gateway.tracer.on else ""
+            self._running[call_id] = self._service.begin(request, seconds, answer, raw, parent)
         except DecodeError:
             name = pb.ModelInferRequest.DESCRIPTOR.full_name
             self._refuse(call_id, given, InvalidRequest(f"the request's bytes are no {name}"))
@@ -125,6 +127,11 @@ class QuickServer(pygrpc_native.aio.Server):
     def _check_idle(self) -> None:
         if not self._running:
             self._idle.set()
+
+
+def _parent(metadata: Metadata) -> str:
+    """The caller's span."""
+    return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
 def _given_id(metadata: Metadata) -> bytes | None:

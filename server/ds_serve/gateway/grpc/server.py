@@ -30,6 +30,7 @@ from ds_serve.gateway.grpc.health import HEALTH, Health
 from ds_serve.gateway.grpc.quick import QuickServer
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ def _unary(
         try:
             if isinstance(request, ServeError):
                 raise request
-            reply = await (call(request, context.time_remaining()) if timed else call(request))
+            left = context.time_remaining() if timed else None
+            reply = await (call(request, left, _parent(context)) if timed else call(request))
         except ServeError as error:
             await _abort(context, name, ids, error)
         except Exception:
@@ -166,7 +168,8 @@ def _stream(
 ) -> Callable[..., Any]:
     async def answer(requests: Any, context: Context) -> AsyncIterator[Any]:
         unread: list[ServeError] = []
-        async for reply in call(_readable(requests, unread), context.time_remaining()):
+        left, parent = context.time_remaining(), _parent(context)
+        async for reply in call(_readable(requests, unread), left, parent):
             yield reply
         if unread:
             await _abort(context, name, ids, unread[0])
@@ -181,6 +184,12 @@ async def _readable(requests: AsyncIterable[Any], unread: list[ServeError]) -> A
             unread.append(request)
             return
         yield request
+
+
+def _parent(context: Context) -> str:
+    """The caller's span."""
+    metadata = context.invocation_metadata() or ()
+    return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
 def _given_id(context: Context) -> bytes | None:

@@ -26,17 +26,18 @@ log = logging.getLogger(__name__)
 
 
 class InferenceService(Management):
-    """GRPCInferenceService. `timeout` arguments are seconds left of the caller's deadline."""
+    """GRPCInferenceService. `timeout` arguments are seconds left of the caller's deadline, `parent`
+    ones name its span."""
 
     def __init__(self, gateway: Gateway, budget: Budget) -> None:
         super().__init__(gateway)
         self._budget = budget
 
     async def ModelInfer(  # noqa: N802
-        self, request: pb.ModelInferRequest, timeout: float | None = None
+        self, request: pb.ModelInferRequest, timeout: float | None = None, parent: str = ""
     ) -> pb.ModelInferResponse:
         answer: asyncio.Future[pb.ModelInferResponse] = asyncio.get_running_loop().create_future()
-        abandon = self.begin(request, timeout, partial(resolve, answer))
+        abandon = self.begin(request, timeout, partial(resolve, answer), parent=parent)
         try:
             return await answer
         finally:
@@ -48,18 +49,22 @@ class InferenceService(Management):
         timeout: float | None,
         done: Done,
         raw: Sequence[memoryview] = (),
+        parent: str = "",
     ) -> Abandon:
         """ModelInfer without a task. Raises what is wrong at once; `done` is told the rest,
-        unless the call is abandoned first. `raw`: see `codec.read`.
+        unless the call is abandoned first. `raw`: see `codec.read`; `parent`: the caller's span.
         """
-        return _Call(self, request, timeout, done, raw).abandon
+        return _Call(self, request, timeout, done, raw, parent).abandon
 
     async def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterable[pb.ModelInferRequest], timeout: float | None = None
+        self,
+        requests: AsyncIterable[pb.ModelInferRequest],
+        timeout: float | None = None,
+        parent: str = "",
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Requests of a stream run side by side; each answer is sent as soon as it is there."""
         answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
-        stream = Stream(self, timeout, answers.put_nowait)
+        stream = Stream(self, timeout, answers.put_nowait, parent)
         reader = asyncio.ensure_future(_read(requests, stream, answers))
         try:
             while (answer := await answers.get()) is not None:
@@ -76,11 +81,11 @@ class InferenceService(Management):
         return self.gateway.spec(request.model_name, request.model_version).task == "text"
 
     async def replies(
-        self, request: pb.ModelInferRequest, timeout: float | None
+        self, request: pb.ModelInferRequest, timeout: float | None, parent: str = ""
     ) -> AsyncIterator[pb.ModelInferResponse]:
         """All answers, each marked with whether it is the last one."""
         size = request.ByteSize()
-        trace = self._trace()
+        trace = self._trace(parent)
         self._budget.take(size)
         try:
             seconds, regions = self._seconds(request.model_name, timeout), self.gateway.regions
@@ -106,10 +111,10 @@ class InferenceService(Management):
         spec = self.gateway.spec(reply.model, reply.version)
         return classification.ranked(spec, wanted.classes, reply)
 
-    def _trace(self) -> Trace | None:
+    def _trace(self, parent: str) -> Trace | None:
         """Of the request that has just been read, where its turn has come."""
         tracer = self.gateway.tracer
-        trace = tracer.begin("GRPC_WAITREAD_START") if tracer.on else None
+        trace = tracer.begin("GRPC_WAITREAD_START", parent) if tracer.on else None
         if trace is not None:
             trace.mark("GRPC_WAITREAD_END")
         return trace
@@ -127,7 +132,7 @@ class InferenceService(Management):
 class _Call:
     """One ModelInfer. What ends it, an answer or `abandon`, gives back what it holds."""
 
-    __slots__ = ("_abandon", "_done", "_places", "_service", "_size", "_trace")
+    __slots__ = ("_abandon", "_done", "_named", "_places", "_service", "_size", "_trace")
 
     def __init__(
         self,
@@ -136,10 +141,13 @@ class _Call:
         timeout: float | None,
         done: Done,
         raw: Sequence[memoryview],
+        parent: str,
     ) -> None:
         self._service = service
         self._done = done
-        self._trace = service._trace()
+        self._trace = service._trace(parent)
+        if self._trace is not None:
+            self._named = request.model_name, request.model_version
         size = request.ByteSize() + sum(map(len, raw))
         service._budget.take(size)
         self._size = size
@@ -154,8 +162,9 @@ class _Call:
                 spec = service.gateway.spec(request.model_name, request.model_version)
                 answer = classification.done(spec, wanted.classes, answer)
             self._abandon = service.gateway.begin(typed, answer)
-        except BaseException:
+        except BaseException as error:
             self._end()
+            self._failed(error)
             raise
 
     def abandon(self) -> None:
@@ -169,6 +178,7 @@ class _Call:
             return
         self._end()
         if isinstance(outcome, ServeError):
+            self._failed(outcome)
             self._done(outcome)
             return
         try:
@@ -186,6 +196,11 @@ class _Call:
             self._trace.mark("GRPC_SEND_START")
             self._done(message)
             self._service._keep(self._trace)
+
+    def _failed(self, error: BaseException) -> None:
+        if self._trace is not None:
+            self._trace.failed(*self._named, str(error))
+            self._service.gateway.tracer.keep(self._trace)
 
     def _end(self) -> None:
         self._service._budget.give(self._size)

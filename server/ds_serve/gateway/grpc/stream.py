@@ -27,14 +27,21 @@ Emit = Callable[[pb.ModelStreamInferResponse], None]
 class Service(Protocol):
     """What a stream asks for. `timeout` arguments are seconds left of the caller's deadline."""
 
-    def begin(self, request: pb.ModelInferRequest, timeout: float | None, done: Done) -> Abandon:
+    def begin(
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        done: Done,
+        *,
+        parent: str,
+    ) -> Abandon:
         """One answer. Raises what is wrong at once; `done` is told the rest."""
 
     def answers_often(self, request: pb.ModelInferRequest) -> bool:
         """Whether the model may give several answers. Raises NotFound, Unavailable."""
 
     def replies(
-        self, request: pb.ModelInferRequest, timeout: float | None
+        self, request: pb.ModelInferRequest, timeout: float | None, *, parent: str
     ) -> AsyncIterator[pb.ModelInferResponse]:
         """All answers, each marked with whether it is the last one."""
 
@@ -42,11 +49,15 @@ class Service(Protocol):
 class Stream:
     """Requests in by `take`, answers out by `emit`, each as soon as it is there.
 
-    Whoever sends the answers says so by `sent`; it is what makes room for more.
+    Whoever sends the answers says so by `sent`; it is what makes room for more. `parent` is the
+    caller's span.
     """
 
-    def __init__(self, service: Service, timeout: float | None, emit: Emit) -> None:
+    def __init__(
+        self, service: Service, timeout: float | None, emit: Emit, parent: str = ""
+    ) -> None:
         self._service = service
+        self._parent = parent
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._emit = emit
         self._keys = count()
@@ -72,7 +83,9 @@ class Stream:
                 self._running[key] = self._begin_task(key, request)
             else:
                 done = partial(self._answer, key, request)
-                self._running[key] = self._service.begin(request, self._left(), done)
+                self._running[key] = self._service.begin(
+                    request, self._left(), done, parent=self._parent
+                )
         except ServeError as error:
             self._put(failed(request, error))
         except Exception:
@@ -129,7 +142,7 @@ class Stream:
     async def _converse(self, key: int, request: pb.ModelInferRequest) -> None:
         """Send the answers on as they come, no faster than they are taken away."""
         try:
-            async for reply in self._service.replies(request, self._left()):
+            async for reply in self._service.replies(request, self._left(), parent=self._parent):
                 while self._unsent >= IN_FLIGHT:
                     await self._change()
                 self._put(pb.ModelStreamInferResponse(infer_response=reply))

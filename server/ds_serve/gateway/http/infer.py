@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ds_engines.errors import Cancelled, EngineFailure, ServeError
-from ds_serve import metrics
+from ds_serve import metrics, spans
 from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 Headers = dict[bytes, bytes]
+PARENT = spans.PARENT.encode()
 
 
 class InferRoute:
@@ -96,7 +97,7 @@ class Call:
         self._done: Callable[[Answer], None] = _nobody
         self._wanted = kserve_codec.ALL_JSON
         tracer = route.gateway.tracer
-        self._trace = tracer.begin("HTTP_RECV_START") if tracer.on else None
+        self._trace = tracer.begin("HTTP_RECV_START", _parent(headers)) if tracer.on else None
         route.in_flight.add(1)
 
     @property
@@ -177,6 +178,9 @@ class Call:
         if not isinstance(error, ServeError):
             log.error("the gateway failed on a request to %r", self.model, exc_info=error)
             error = EngineFailure("the server failed on this request; its log says why")
+        if self._trace is not None:
+            self._trace.failed(self.model, self.version, str(error))
+            self._route.gateway.tracer.keep(self._trace)
         answer = errors.kserve(error)
         metrics.gateway_responses.labels("http", str(answer.status)).inc()
         level = logging.WARNING if answer.status >= 500 else logging.INFO
@@ -217,7 +221,7 @@ class Call:
             packing.add_done_callback(lambda done: self._tell(done.result()))
 
     def _tell(self, answer: Answer) -> None:
-        if self._trace is None:
+        if self._trace is None or self._trace.error:
             self._done(answer)
         else:
             self._trace.mark("HTTP_SEND_START")
@@ -234,6 +238,11 @@ class Call:
                 self._block = None
             self._route.budget.give(self._size)
             self._route.in_flight.add(-1)
+
+
+def _parent(headers: Headers) -> str:
+    """The caller's span, as W3C's header names it."""
+    return headers.get(PARENT, b"").decode("latin-1")
 
 
 async def _read(call: Call, receive: Receive) -> Answer | None:

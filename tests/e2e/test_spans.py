@@ -1,0 +1,185 @@
+"""OpenTelemetry's spans of a running server, as a collector gets them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import onnx_models
+import pytest
+import tritonclient.grpc as triton_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from serving import Server, until
+from tritonclient.utils import InferenceServerException
+
+from ds_serve.cli import main
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNTRACED = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+STAGES = ["compute_infer", "compute_input", "compute_output", "queue"]
+
+
+class Collector:
+    """Takes what is exported over OTLP and HTTP."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.services: set[str] = set()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                packed = self.headers.get("content-encoding") == "gzip"
+                collector.take(gzip.decompress(body) if packed else body)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}/v1/traces"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def take(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for name in resource.resource.attributes:
+                if name.key == "service.name":
+                    self.services.add(name.value.string_value)
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+
+    def roots(self, **about: str) -> list[Any]:
+        """Spans of requests that have these attributes."""
+        return [
+            span
+            for span in list(self.spans)
+            if span.name == "InferRequest" and about.items() <= attributes(span).items()
+        ]
+
+    def below(self, root: Any) -> list[Any]:
+        return [span for span in list(self.spans) if span.parent_span_id == root.span_id]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def attributes(span: Any) -> dict[str, str]:
+    return {each.key.removeprefix("triton."): each.value.string_value for each in span.attributes}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = onnx_models.mlp(tmp_path_factory.mktemp("spans") / "mlp.onnx")
+    # Only callers that trace, and one of a million others.
+    flags = ["--otlp-endpoint", collector.address, "--trace-rate", "1000000"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with Server("--model", model, *flags) as server:
+            yield server
+
+
+def ask(server: Server, parent: str, request_id: str, rows: int = 1) -> httpx2.Response:
+    data = [[0.5] * 64] * rows
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": data}
+    return httpx2.post(
+        f"{server.http}/v2/models/mlp/infer",
+        json={"id": request_id, "inputs": [tensor]},
+        headers={"traceparent": parent},
+    )
+
+
+def test_a_traced_callers_request_is_a_span_below_the_callers(
+    server: Server, collector: Collector
+) -> None:
+    assert ask(server, PARENT, "traced").status_code == 200
+    until(lambda: bool(collector.roots(id="traced")), "no span came")
+    (root,) = collector.roots(id="traced")
+    assert root.trace_id.hex() == PARENT.split("-")[1]
+    assert root.parent_span_id.hex() == PARENT.split("-")[2]
+    assert attributes(root) == {"model_name": "mlp", "model_version": "1", "id": "traced"}
+    below = sorted(collector.below(root), key=lambda span: str(span.name))
+    assert [span.name for span in below] == STAGES
+    for span in below:
+        assert root.start_time_unix_nano <= span.start_time_unix_nano
+        assert span.start_time_unix_nano <= span.end_time_unix_nano <= root.end_time_unix_nano
+    assert collector.services == {"ds-serve"}
+
+
+def test_a_request_that_fails_is_a_span_with_its_error(
+    server: Server, collector: Collector
+) -> None:
+    assert ask(server, PARENT, "", rows=2).status_code == 400
+    until(lambda: any(span.status.code == 2 for span in collector.roots()), "no span came")
+    (root,) = (span for span in collector.roots() if span.status.code == 2)
+    assert "tensor 'x'" in root.status.message
+    assert collector.below(root) == []
+
+
+def test_a_caller_that_does_not_trace_is_not_traced(server: Server, collector: Collector) -> None:
+    assert ask(server, UNTRACED, "untraced").status_code == 200
+    assert ask(server, "nonsense", "nonsense").status_code == 200
+    assert ask(server, PARENT, "after").status_code == 200
+    until(lambda: bool(collector.roots(id="after")), "no span came")
+    assert collector.roots(id="untraced") == collector.roots(id="nonsense") == []
+
+
+def test_the_mode_is_told(server: Server) -> None:
+    settings = httpx2.get(f"{server.http}/v2/trace/setting").json()
+    assert settings["trace_mode"] == "opentelemetry"
+    assert not any("endpoint" in name for name in settings)
+    assert json.dumps(settings)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_callers_over_grpc(server: Server, collector: Collector, streamed: bool) -> None:
+    tensor = triton_grpc.InferInput("x", [1, 64], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 64), np.float32))
+    name, headers = f"grpc-{streamed}", {"traceparent": PARENT}
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        if streamed:
+            answered = threading.Event()
+            client.start_stream(lambda result, error: answered.set(), headers=headers)
+            client.async_stream_infer("mlp", [tensor], request_id=name)
+            assert answered.wait(30)
+            client.stop_stream()
+        else:
+            client.infer("mlp", [tensor], request_id=name, headers=headers)
+    until(lambda: bool(collector.roots(id=name)), "no span came")
+    (root,) = collector.roots(id=name)
+    assert root.trace_id.hex() == PARENT.split("-")[1]
+    assert sorted(span.name for span in collector.below(root)) == STAGES
+
+
+def test_a_call_that_fails_over_grpc(server: Server, collector: Collector) -> None:
+    tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 3), np.float32))
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        with pytest.raises(InferenceServerException):
+            client.infer("mlp", [tensor], headers={"traceparent": PARENT})
+    until(
+        lambda: any("[1, 3]" in span.status.message for span in collector.roots()),
+        "no span came",
+    )
+
+
+def test_an_address_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx_models.mlp(tmp_path / "mlp.onnx")
+    assert main(["--model", str(model), "--otlp-endpoint", "localhost:4318"]) == 2
+    assert "--otlp-endpoint localhost:4318: it must be an address" in capsys.readouterr().err
