@@ -170,9 +170,11 @@ def test_callers_over_grpc(server: Server, collector: Collector, streamed: bool)
 def test_a_call_that_fails_over_grpc(server: Server, collector: Collector) -> None:
     tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
     tensor.set_data_from_numpy(np.zeros((1, 3), np.float32))
-    with triton_grpc.InferenceServerClient(server.grpc) as client:
-        with pytest.raises(InferenceServerException):
-            client.infer("mlp", [tensor], headers={"traceparent": PARENT})
+    with (
+        triton_grpc.InferenceServerClient(server.grpc) as client,
+        pytest.raises(InferenceServerException),
+    ):
+        client.infer("mlp", [tensor], headers={"traceparent": PARENT})
     until(
         lambda: any("[1, 3]" in span.status.message for span in collector.roots()),
         "no span came",
