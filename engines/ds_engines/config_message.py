@@ -26,7 +26,7 @@ from ds_proto.model_config_pb2 import (
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
 """The older name, engine and file format in one, of each engine."""
 
-CPU_ENGINES = {"onnxruntime"}
+CPU_ENGINES = {"onnxruntime", "python"}
 
 AXIS = "batch_axis."
 """What a parameter that names a tensor's batch axis begins with."""
@@ -61,16 +61,11 @@ def describe(spec: ModelSpec) -> ModelConfig:
         config.input.add(optional=tensor.optional, format=tensor.format, **about)
     for tensor in spec.outputs:
         config.output.add(**_described(tensor, bool(size) and plain))
-    if spec.sequence is not None:
-        config.sequence_batching.CopyFrom(_described_sequence(spec.batch, spec.sequence))
-    elif size:
-        config.dynamic_batching.CopyFrom(_described_policy(spec.batch))
+    _describe_scheduling(config, spec)
     config.response_cache.enable = spec.cached
     for warm_up in spec.warm_ups:
         _describe_warm_up(config.model_warmup.add(), warm_up)
-    kind = "KIND_CPU" if spec.engine in CPU_ENGINES else "KIND_AUTO"
-    config.instance_group.add(name=f"{spec.name}_0", kind=kind, count=spec.slots)
-    config.model_transaction_policy.decoupled = spec.task == "text"
+    config.model_transaction_policy.decoupled = spec.decoupled or spec.task == "text"
     for key, value in spec.parameters.items():
         config.parameters[key].string_value = value
     if size and not plain:
@@ -96,6 +91,18 @@ def _described(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
         "data_type": type_name(tensor.datatype),
         "dims": without(tensor.shape, tensor.batch_axis if batched else None),
     }
+
+
+def _describe_scheduling(config: ModelConfig, spec: ModelSpec) -> None:
+    if spec.steps:
+        _describe_steps(config, spec)
+        return
+    if spec.sequence is not None:
+        config.sequence_batching.CopyFrom(_described_sequence(spec.batch, spec.sequence))
+    elif spec.batch.max_batch_size:
+        config.dynamic_batching.CopyFrom(_described_policy(spec.batch))
+    kind = "KIND_CPU" if spec.engine in CPU_ENGINES else "KIND_AUTO"
+    config.instance_group.add(name=f"{spec.name}_0", kind=kind, count=spec.slots)
 
 
 def _described_policy(batch: BatchPolicy) -> ModelDynamicBatching:
@@ -164,6 +171,18 @@ def _described_state(state: StateTensor) -> dict[str, Any]:
         about = {"name": state.initial_name, "data_type": kind, "dims": state.initial_dims}
         said["initial_state"] = [{**about, **given}]
     return said
+
+
+def _describe_steps(config: ModelConfig, spec: ModelSpec) -> None:
+    """An ensemble has no backend, no file and no queue of its own."""
+    config.backend = config.default_model_filename = ""
+    for step in spec.steps:
+        config.ensemble_scheduling.step.add(
+            model_name=step.model,
+            model_version=int(step.version or -1),
+            input_map=dict(step.inputs),
+            output_map=dict(step.outputs),
+        )
 
 
 def _describe_warm_up(made: ModelWarmup, warm_up: WarmUp) -> None:

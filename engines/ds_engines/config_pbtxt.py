@@ -38,6 +38,7 @@ _HONOURED = honoured(
     "instance_group",
     "parameters",
     "sequence_batching",
+    "ensemble_scheduling",
     "model_warmup",
     "response_cache",
 )
@@ -105,6 +106,11 @@ def _cached(spec: ModelSpec, config: ModelConfig, source: str) -> bool:
 
 
 def _check_identity(spec: ModelSpec, config: ModelConfig, source: str) -> None:
+    if config.HasField("ensemble_scheduling"):
+        raise ConfigError(
+            f'{source}: ensemble_scheduling is set, but the platform is not "ensemble", which has '
+            "no model file"
+        )
     expected = {
         "name": spec.name,
         "backend": spec.engine,

@@ -164,10 +164,25 @@ class VersionPolicy(msgspec.Struct, frozen=True):
     named: tuple[int, ...] = ()
 
 
+class Step(msgspec.Struct, frozen=True):
+    """One model's part in an ensemble.
+
+    `version` is empty for the newest that is ready. `inputs` and `outputs` are pairs: the name of
+    the model's tensor, and that of the ensemble's.
+    """
+
+    model: str
+    version: str = ""
+    inputs: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """One version of one model, ready for an engine to load and a gateway to check against.
 
-    `cached`: equal requests may be given the same answer.
+    `cached`: equal requests may be given the same answer. `decoupled`:
+    a request has any number of answers. `steps` are those of an ensemble, whose
+    `artifact` is its configuration.
     """
 
     name: str
@@ -185,6 +200,8 @@ class ModelSpec(msgspec.Struct, frozen=True):
     sequence: SequencePolicy | None = None
     warm_ups: tuple[WarmUp, ...] = ()
     cached: bool = False
+    decoupled: bool = False
+    steps: tuple[Step, ...] = ()
 
     @property
     def public(self) -> ModelSpec:

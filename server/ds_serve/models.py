@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ds_engines.errors import ConfigError
-from ds_engines.spec import Task
+from ds_engines.spec import ModelSpec, Task
 from ds_serve import catalogue
 from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign
 
@@ -34,18 +34,20 @@ class ModelSource(msgspec.Struct, frozen=True):
     `artifact` is the model file, `config` the config.pbtxt that describes it, if there is one,
     `why` one sentence for a person: which engine, and why that one. `folder` is the
     model's own, where there is one with a configuration, `scratch` one that goes when the model
-    does.
+    does. `ensemble` is what the model is where it is made of others; then no
+    worker runs it.
     """
 
     name: str
     task: Task
-    engine: catalogue.Engine
+    engine: str
     artifact: Path
     why: str
     config: Path | None = None
     version: str = "1"
     folder: Path | None = None
     scratch: Path | None = None
+    ensemble: ModelSpec | None = None
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:

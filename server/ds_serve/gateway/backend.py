@@ -39,7 +39,9 @@ NEVER = float("inf")
 
 
 class Backend(Protocol):
-    """A model that is ready."""
+    """A model that is ready. `held`: requests to ensembles that are still to come here."""
+
+    held: int
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         """As `infer`, without a task. Raises InvalidRequest at once; `done` is told the rest.
@@ -72,6 +74,7 @@ class TensorBackend:
 
     def __init__(self, spec: ModelSpec, regions: Regions) -> None:
         self.spec = spec
+        self.held = 0
         self._ids = count(1)
         self._waiting: dict[int, tuple[InferRequest, Done]] = {}
         self._statistics: dict[int, asyncio.Future[Statistics]] = {}
@@ -142,7 +145,7 @@ class TensorBackend:
 
     @property
     def in_flight(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + self.held
 
     def close(self, reason: ServeError) -> None:
         self._fail(reason)

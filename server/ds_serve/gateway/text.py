@@ -61,6 +61,7 @@ class TextBackend:
 
     def __init__(self, spec: ModelSpec, address: str) -> None:
         self.spec = spec
+        self.held = 0
         self._reason: ServeError | None = None
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Future[None] | None = None
@@ -146,7 +147,7 @@ class TextBackend:
 
     @property
     def in_flight(self) -> int:
-        return len(self._in_flight)
+        return len(self._in_flight) + self.held
 
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ds_engines.errors import ConfigError
+from ds_serve.ensemble.plan import ENSEMBLE
 from ds_serve.models import CONFIG, ModelSource, is_model_file, only_model_in, source_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
             f"{config}: name is {said.name!r}, but the model's folder is called {name!r}: give "
             "both the same name, or leave the name out"
         )
+    if said is not None and config is not None and _is_ensemble(said):
+        return [_ensemble(said, name, version, config, folder) for version in _names(folder, said)]
     places = _versions(folder, said)
     file = "" if said is None else said.default_model_filename
     sources = [
@@ -90,6 +93,36 @@ def _versions(folder: Path, config: ModelConfig | None) -> dict[str, Path]:
         raise ConfigError(f"{folder} has no folder of a version, such as {folder}/1")
     chosen = choose(map(int, there), config, str(folder))
     return {str(version): there[str(version)] for version in chosen}
+
+
+def _is_ensemble(config: ModelConfig) -> bool:
+    return ENSEMBLE in (config.platform, config.backend)
+
+
+def _names(folder: Path, config: ModelConfig) -> list[str]:
+    """The versions of an ensemble, which need no folder and no file."""
+    there = [path.name for path in folder.iterdir() if VERSION.fullmatch(path.name)]
+    return [str(each) for each in choose(map(int, there or ["1"]), config, str(folder))]
+
+
+def _ensemble(
+    config: ModelConfig, name: str, version: str, path: Path, folder: Path
+) -> ModelSource:
+    from ds_serve.ensemble import config as ensembles  # noqa: PLC0415 - as `read_config`
+
+    spec = ensembles.read(config, name, version, path, folder)
+    models = ", ".join(dict.fromkeys(step.model for step in spec.steps))
+    return ModelSource(
+        name=name,
+        task="tensor",
+        engine=ENSEMBLE,
+        artifact=path,
+        why=f"{path.name} makes it of the models {models}",
+        config=path,
+        version=version,
+        folder=folder,
+        ensemble=spec,
+    )
 
 
 def choose(found: Iterable[int], config: ModelConfig | None, where: str) -> list[int]:

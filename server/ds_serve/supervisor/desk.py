@@ -53,7 +53,7 @@ class Desk:
             case Load():
                 await self._manager.load(order.name, order.config, order.files)
             case Unload():
-                await self._manager.unload(order.name)
+                await self._manager.unload(order.name, order.dependents)
             case Trace():
                 return self._tunables.trace(order.model, order.changes)
             case Log():

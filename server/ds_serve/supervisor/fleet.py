@@ -12,7 +12,7 @@ from ds_engines.errors import LoadError
 from ds_serve import metrics
 from ds_serve.models import ModelSource
 from ds_serve.supervisor.gateways import Gateways
-from ds_serve.supervisor.worker import FAILED, WorkerKeeper
+from ds_serve.supervisor.worker import FAILED, Keeper
 from ds_serve.transport.messages import ModelState
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ NOT_THERE = float("nan")
 """What ds_model_ready says of a version that is not to be served any more: no alert is due."""
 
 Changed = Callable[[], None]
-Hire = Callable[[ModelSource, Changed], WorkerKeeper]
+Hire = Callable[[ModelSource, Changed], Keeper]
 
 
 class Served(NamedTuple):
     source: ModelSource
-    keeper: WorkerKeeper
+    keeper: Keeper
 
 
 class Fleet:
@@ -60,8 +60,8 @@ class Fleet:
         self._on_end = on_end
         self._served: dict[str, dict[str, Served]] = {}
         self._refused: dict[str, ModelState] = {}
-        self._coming: set[WorkerKeeper] = set()
-        self._going: set[WorkerKeeper] = set()
+        self._coming: set[Keeper] = set()
+        self._going: set[Keeper] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: set[tuple[str, str]] = set()
 
@@ -73,7 +73,7 @@ class Fleet:
         """Those that finish their last requests."""
         return [keeper.state for keeper in self._going]
 
-    def keepers(self) -> list[WorkerKeeper]:
+    def keepers(self) -> list[Keeper]:
         """Of all workers, also those that are on their way in or out."""
         return [one.keeper for one in self._all()] + [*self._coming, *self._going]
 
@@ -84,7 +84,7 @@ class Fleet:
     @property
     def size(self) -> int:
         """Workers that share the processors."""
-        return max(self.planned, len(self.sources()))
+        return max(self.planned, sum(source.ensemble is None for source in self.sources()))
 
     def serves(self, name: str) -> bool:
         """Whether some version of that model answers."""
@@ -170,7 +170,7 @@ class Fleet:
         self._changed()
         self._dismiss(one for version, one in before.items() if after.get(version) is not one)
 
-    def _start(self, source: ModelSource) -> WorkerKeeper:
+    def _start(self, source: ModelSource) -> Keeper:
         keeper = self._hire(source, self._changed)
         self._keep(asyncio.create_task(keeper.run()))
         return keeper
@@ -206,6 +206,8 @@ class Fleet:
         task.add_done_callback(self._on_end)
 
     def _changed(self) -> None:
+        for keeper in self.keepers():
+            keeper.look()
         ready = {(s.name, s.version): s.state == "ready" for s in self.states()}
         for key in self._told - ready.keys():
             metrics.model_ready.labels(*key).set(NOT_THERE)
@@ -217,7 +219,7 @@ class Fleet:
         self._on_change()
 
 
-async def _ready(keepers: Iterable[WorkerKeeper]) -> None:
+async def _ready(keepers: Iterable[Keeper]) -> None:
     """Wait until all have settled. Raises LoadError naming each that is not ready, and why."""
     keepers = list(keepers)
     for keeper in keepers:

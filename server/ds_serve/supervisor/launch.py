@@ -37,6 +37,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
 
 def check_source(settings: Settings, source: ModelSource) -> None:
     """Raises ConfigError for a setting that this model cannot honour, and names it."""
+    if source.ensemble is not None:
+        return
     if settings.device not in ("auto", "cpu"):
         raise ConfigError(
             f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -59,14 +59,17 @@ class Manager:
     async def start(self) -> None:
         """Begin to load what is to be served from the start."""
         found: dict[str, list[ModelSource]] = {}
-        for name in await asyncio.to_thread(self._first):
+        names = await asyncio.to_thread(self._first)
+        for name in names:
             try:
                 self._prints[name] = await asyncio.to_thread(self._print, name)
                 found[name] = await self._read(name)
+                if self._mode == EXPLICIT:
+                    names += [each for each in members(found[name]) if each not in names]
             except (ServeError, OSError) as error:
                 log.error("model %s has failed: %s", name, error)
                 self._fleet.refuse(name, str(error), required=True)
-        self._fleet.planned = sum(map(len, found.values()))
+        self._fleet.planned = sum(one.ensemble is None for each in found.values() for one in each)
         for name, sources in found.items():
             self._fleet.begin(name, sources, required=True)
         self._fleet.planned = 0
@@ -84,6 +87,7 @@ class Manager:
         async with self._lock(name):
             try:
                 sources = await self._sent(name, config, files or {})
+                await self._load_members(name, sources)
                 await self._fleet.load(name, sources)
             except OSError as error:
                 raise LoadError(f"failed to load {name!r}: {error}") from None
@@ -91,8 +95,41 @@ class Manager:
                 raise type(error)(f"failed to load {name!r}: {error}") from None
             self._unloaded.pop(name, None)
 
-    async def unload(self, name: str) -> None:
-        """Serve a model no more. Raises NotFound for one that is not known."""
+    async def _load_members(self, name: str, sources: Sequence[ModelSource]) -> None:
+        """Load those models of an ensemble, and of ensembles in it, that do not answer yet."""
+        names = await self._inner(name, sources)
+        for member in reversed(names):
+            if not self._fleet.serves(member):
+                await self.load(member)
+
+    async def _inner(self, name: str, sources: Sequence[ModelSource]) -> list[str]:
+        """All models below an ensemble, each before those that it is made of.
+
+        Raises ConfigError for one that contains itself: whoever loads it would wait for itself.
+        """
+        found: list[str] = []
+        due: list[tuple[str, tuple[str, ...]]] = [(member, (name,)) for member in members(sources)]
+        while due:
+            member, path = due.pop()
+            if member in path:
+                raise ConfigError(f"the ensemble contains itself: {' -> '.join((*path, member))}")
+            found = [*(each for each in found if each != member), member]
+            if not self._fleet.serves(member):
+                inner = members(await self._read(member))
+                due += [(each, (*path, member)) for each in inner]
+        return found
+
+    async def unload(self, name: str, dependents: bool = False) -> None:
+        """Serve a model no more; of an ensemble with `dependents` also those of its models that
+        no other ensemble needs. Raises NotFound for one that is not known.
+        """
+        needed = members(source for source in self._fleet.sources() if source.name == name)
+        await self._unload(name)
+        for member in needed if dependents else ():
+            if self._fleet.knows(member) and member not in members(self._fleet.sources()):
+                await self.unload(member, dependents)
+
+    async def _unload(self, name: str) -> None:
         self._require_explicit()
         async with self._lock(name):
             versions = [state.version for state in self._fleet.states() if state.name == name]
@@ -202,3 +239,9 @@ class Manager:
         error = Unavailable(f"explicit model load / unload is not allowed {why}")
         error.retry_after = None
         raise error
+
+
+def members(sources: Iterable[ModelSource]) -> list[str]:
+    """Names of the models of which ensembles are made."""
+    specs = [source.ensemble for source in sources if source.ensemble is not None]
+    return list(dict.fromkeys(step.model for spec in specs for step in spec.steps))

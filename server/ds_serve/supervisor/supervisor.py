@@ -15,15 +15,16 @@ from ds_serve.gateway.config import GatewayConfig
 from ds_serve.models import ModelSource
 from ds_serve.repository.library import Library
 from ds_serve.settings import Settings
-from ds_serve.supervisor import cpus, launch, ports
+from ds_serve.supervisor import cpus, launch, meters, ports
 from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.desk import Desk
+from ds_serve.supervisor.ensemble import EnsembleKeeper
 from ds_serve.supervisor.fleet import Changed, Fleet
 from ds_serve.supervisor.gateways import GatewayKeeper, Gateways
 from ds_serve.supervisor.manager import Manager
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
-from ds_serve.supervisor.worker import FAILED, READY, WorkerKeeper
+from ds_serve.supervisor.worker import FAILED, READY, Keeper
 from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
 
@@ -115,6 +116,7 @@ class Supervisor:
                 group.create_task(keeper.run())
             group.create_task(self._announce())
             group.create_task(self._manager.poll())
+            group.create_task(meters.measure())
 
     def _gateway(self, index: int) -> GatewayKeeper:
         return GatewayKeeper(
@@ -127,7 +129,9 @@ class Supervisor:
             self._desk.take,
         )
 
-    def _hire(self, source: ModelSource, changed: Changed) -> WorkerKeeper:
+    def _hire(self, source: ModelSource, changed: Changed) -> Keeper:
+        if source.ensemble is not None:
+            return EnsembleKeeper(source.ensemble, self.states, changed)
         folder = self._folder / str(next(self._serials))
         folder.mkdir()
         threads = cpus.share(cpus.available(), self._fleet.size)

@@ -22,28 +22,25 @@ LOADING, READY, RESTARTING, FAILED, STOPPED = (
 )  # fmt: skip
 
 
-class WorkerKeeper(ABC):
-    """Keeps it served. `on_change` is called whenever `state` has changed."""
+class Keeper(ABC):
+    """Keeps a version of a model served. `on_change` is called whenever `state` has changed."""
 
     def __init__(self, name: str, version: str, on_change: Callable[[], None]) -> None:
         self.state = ModelState(name, LOADING, version=version)
         self._on_change = on_change
-        self._backoff = Backoff()
         self._stopping = False
-        self._process: Process | None = None
-        self._ready_since: float | None = None
         self._changed = asyncio.Event()
 
     @property
     def name(self) -> str:
         return self.state.name
 
+    @abstractmethod
     async def run(self) -> None:
         """Returns when the model has failed for good, or was stopped."""
-        while await self._live() and await self._mourn():
-            pass
-        if self._stopping:
-            self._become(STOPPED)
+
+    def look(self) -> None:  # noqa: B027 - workers do not depend on others
+        """Some model's state has changed: an ensemble's may follow."""
 
     async def settled(self) -> None:
         """Wait until the model is ready or has failed."""
@@ -59,8 +56,36 @@ class WorkerKeeper(ABC):
         """Go on serving, but do not start the worker again."""
         self._stopping = True
 
+    @abstractmethod
     async def stop(self, grace: float) -> None:
-        """End the worker; it is killed after `grace` seconds."""
+        """End it; it is killed after `grace` seconds."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it now."""
+
+    def _become(self, state: str, reason: str = "") -> None:
+        self.state.state, self.state.reason = state, reason
+        self._changed.set()
+        self._on_change()
+
+
+class WorkerKeeper(Keeper):
+    """Keeps it served by a process."""
+
+    def __init__(self, name: str, version: str, on_change: Callable[[], None]) -> None:
+        super().__init__(name, version, on_change)
+        self._backoff = Backoff()
+        self._process: Process | None = None
+        self._ready_since: float | None = None
+
+    async def run(self) -> None:
+        while await self._live() and await self._mourn():
+            pass
+        if self._stopping:
+            self._become(STOPPED)
+
+    async def stop(self, grace: float) -> None:
         self._stopping = True
         process = self._process
         if process is None or not process.running:
@@ -69,7 +94,6 @@ class WorkerKeeper(ABC):
         await process.end(grace + KILL_AFTER, "it did not stop in time")
 
     def kill(self) -> None:
-        """End the worker now."""
         self._stopping = True
         if self._process is not None:
             self._process.kill("the server was told to stop at once")
@@ -120,8 +144,3 @@ class WorkerKeeper(ABC):
     def _is_ready(self) -> None:
         self._ready_since = time.monotonic()
         self._become(READY)
-
-    def _become(self, state: str, reason: str = "") -> None:
-        self.state.state, self.state.reason = state, reason
-        self._changed.set()
-        self._on_change()
