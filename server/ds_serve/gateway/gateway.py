@@ -209,7 +209,11 @@ class Gateway:
 
     async def tell_metrics(self) -> None:
         """Have the workers write what they have counted; one that is busy is not waited for."""
-        asked = [asyncio.ensure_future(each.backend.statistics()) for each in self._served.values()]
+        asked = [
+            asyncio.ensure_future(each.backend.statistics())
+            for each in self._served.values()
+            if not _is_text(each.state)  # which write at once, and are read from the metrics
+        ]
         if asked:
             _, late = await asyncio.wait(asked, timeout=METRICS_SECONDS)
             for task in late:
