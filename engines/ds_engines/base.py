@@ -49,7 +49,10 @@ class BatchEngine(Protocol):
         """Free the model's memory. No `run` may be under way."""
 
 
-ENGINES = {"onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine"}
+ENGINES = {
+    "onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine",
+    "python": "ds_engines.python_backend.engine:PythonEngine",
+}
 """Engine name to `module:class`; the module is imported when the engine is first asked for."""
 
 

@@ -9,7 +9,9 @@ from typing import Literal
 
 from ds_engines.errors import ConfigError
 
-Format = Literal["onnx", "gguf"]
+Format = Literal["onnx", "gguf", "python"]
+
+PYTHON = ".py"
 
 SUPPORTED = "supported are ONNX and GGUF files"
 
@@ -45,7 +47,10 @@ _SUFFIXES = {
 
 
 def format_of(path: Path) -> Format:
-    """The format of the model file `path`; ConfigError that says what it is where neither."""
+    """The format of the model file `path`; ConfigError that says what it is where none is served.
+
+    Only its name makes a file Python: what a client sends never has it.
+    """
     if not path.is_file():
         raise ConfigError(f"{path} is not a regular file; {SUPPORTED}")
     try:
@@ -54,6 +59,8 @@ def format_of(path: Path) -> Format:
             head = file.read(_HEAD)
     except OSError as error:
         raise ConfigError(f"the model file {path} cannot be read: {error.strerror}") from error
+    if path.suffix == PYTHON:
+        return "python"
     if head.startswith(b"GGUF"):
         return "gguf"
     if size and _is_onnx(path):

@@ -17,6 +17,7 @@ from ds_serve import catalogue
 from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign
 
 CONFIG = "config.pbtxt"
+PYTHON_MODEL = "model.py"
 
 Fetch = Callable[[str], Path]
 
@@ -25,6 +26,7 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
 _ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
     "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
     "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
+    "python": ("tensor", "python", "a Python model, so it runs in a Python process of its own"),
 }
 
 
@@ -210,7 +212,9 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return sorted(filter(is_model_file, folder.iterdir()))
+    """A model.py may stand beside another model as a mere script."""
+    found = sorted(filter(is_model_file, folder.iterdir()))
+    return found or [path for path in (folder / PYTHON_MODEL,) if path.is_file()]
 
 
 def is_model_file(path: Path) -> bool:

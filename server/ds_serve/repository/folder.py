@@ -12,7 +12,14 @@ import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_serve.ensemble.plan import ENSEMBLE
-from ds_serve.models import CONFIG, ModelSource, is_model_file, only_model_in, source_of
+from ds_serve.models import (
+    CONFIG,
+    PYTHON_MODEL,
+    ModelSource,
+    is_model_file,
+    only_model_in,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from ds_proto.model_config_pb2 import ModelConfig
@@ -44,6 +51,8 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
         return [_ensemble(said, name, version, config, folder) for version in _names(folder, said)]
     places = _versions(folder, said)
     file = "" if said is None else said.default_model_filename
+    if said is not None and said.backend == "python":
+        file = file or PYTHON_MODEL
     sources = [
         source_of(name, _model_file(place, file), config, version)
         for version, place in places.items()

@@ -41,7 +41,7 @@ class Batcher(Generic[Result]):
     waited, `on_refused` of those that will not be run for another reason; all in the loop's
     thread. `running` counts the requests in the slots.
 
-    A single slot whose last batch was quick runs the next one of that lane in the loop's thread.
+    A single slot whose last batch was quick (unless all must run `in_threads`) runs the next one of that lane in the loop's thread.
     Another lane has other shapes, and may take seconds: meanwhile nothing could be refused.
     """
 
@@ -53,8 +53,11 @@ class Batcher(Generic[Result]):
         on_done: Callable[[list[Entry], Result], None],
         on_late: Callable[[list[Entry]], None],
         on_refused: Callable[[Refused], None] = lambda refused: None,
+        *,
+        in_threads: bool = False,
     ) -> None:
         self._queue = queue
+        self._in_threads = in_threads
         self._impatient = queue if isinstance(queue, Impatient) else None
         self._on_refused = on_refused
         self._run = run
@@ -140,7 +143,7 @@ class Batcher(Generic[Result]):
             self._loop.call_soon(self.pump)
 
     def _done(self, batch: Batch, result: Result, seconds: float) -> None:
-        quick = self._slots == 1 and seconds < QUICK
+        quick = self._slots == 1 and seconds < QUICK and not self._in_threads
         self._quick = batch.entries[0].lane if quick else _NONE
         self._on_done(batch.entries, result)
 

@@ -59,6 +59,13 @@ class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
     end: bool = False
 
 
+class About(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a client says of a request that only models which get whole requests are told."""
+
+    id: str = ""
+    parameters: dict[str, Any] = {}
+
+
 class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     """Gateway to worker: run this. The gateway has checked it against the model's spec.
 
@@ -75,6 +82,7 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     places: list[InArena | InRegion] = []
     schedule: Schedule | None = None
     partition: str = ""
+    about: About | None = None
 
 
 class Attach(msgspec.Struct, array_like=True, gc=False, tag=3):
@@ -121,13 +129,15 @@ class Fault(msgspec.Struct, array_like=True, gc=False):
 class Answer(msgspec.Struct, array_like=True, gc=False, tag=0):
     """Worker to gateway: the outputs, or what went wrong.
 
-    `times` are those that ds_serve.tracing.IN_WORKER names, for a request that is traced.
+    `times` are those that ds_serve.tracing.IN_WORKER names, for a request that is traced. One that
+    is not `final` is followed by others.
     """
 
     id: int
     outputs: list[Tensor] = []
     fault: Fault | None = None
     times: tuple[int, ...] = ()
+    final: bool = True
 
 
 class Duration(msgspec.Struct, array_like=True):

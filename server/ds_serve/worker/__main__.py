@@ -19,23 +19,40 @@ from ds_serve.worker.worker import Worker
 
 log = logging.getLogger("ds_serve.worker")
 
+PYTHON = "python"
+
 
 def load(config: WorkerConfig) -> BatchEngine:
     """The engine with its spec completed, overlaid with config.pbtxt where there is one, and
     warmed up.
     """
     begun = time.monotonic()
-    engine = base.load(config.spec, config.options)
-    if config.config_file is not None:
-        overlay = config_pbtxt.read(config.config_file)
-        engine.spec = config_pbtxt.apply(
-            engine.spec, overlay, str(config.config_file), config.folder
-        )
+    if config.spec.engine == PYTHON:
+        engine = _python_model(config)
+    else:
+        engine = _described(base.load(config.spec, config.options), config)
     warm(engine)
     took = time.monotonic() - begun
     log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))
     metrics.load_seconds.labels(engine.spec.name, engine.spec.version).set(took)
     return engine
+
+
+def _described(engine: BatchEngine, config: WorkerConfig) -> BatchEngine:
+    if config.config_file is not None:
+        overlay = config_pbtxt.read(config.config_file)
+        engine.spec = config_pbtxt.apply(
+            engine.spec, overlay, str(config.config_file), config.folder
+        )
+    return engine
+
+
+def _python_model(config: WorkerConfig) -> BatchEngine:
+    """A model.py is told its configuration, which alone says what its tensors are."""
+    from ds_engines.python_backend.engine import PythonEngine  # noqa: PLC0415 - others need none
+
+    said = None if config.config_file is None else config_pbtxt.read(config.config_file)
+    return PythonEngine(config.spec, config.options, said, config.config_file, config.folder)
 
 
 def _shapes(engine: BatchEngine) -> str:

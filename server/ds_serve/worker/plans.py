@@ -7,10 +7,12 @@ from typing import Protocol
 
 from ds_engines.base import BatchEngine
 from ds_engines.spec import ModelSpec
+from ds_engines.whole import RequestEngine
 from ds_serve.scheduler.priorities import PriorityQueue, Ranked
 from ds_serve.scheduler.queue import AnyQueue, Entry, Queue
 from ds_serve.transport.messages import Schedule
 from ds_serve.worker.sequenced import Sequenced
+from ds_serve.worker.whole import Whole
 from ds_serve.worker.work import BatchRunner, Job, Timing, lane_of
 
 
@@ -99,6 +101,8 @@ NOTHING_SAID = Schedule()
 def plan_of(engine: BatchEngine) -> Plan:
     """The simplest one that does what the model's configuration asks for."""
     spec: ModelSpec = engine.spec
+    if isinstance(engine, RequestEngine):
+        return Whole(engine)
     if spec.sequence is not None:
         return Sequenced(engine, spec.sequence)
     return Plain(engine) if spec.batch.plain else Prioritized(engine)

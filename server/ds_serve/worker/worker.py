@@ -35,6 +35,7 @@ from ds_serve.worker.config import CacheConfig
 from ds_serve.worker.plans import plan_of
 from ds_serve.worker.responses import responses
 from ds_serve.worker.shared import SharedMemory
+from ds_serve.worker.whole import Whole, timing_of
 from ds_serve.worker.work import Job, Timing, arrays_of
 
 BEAT_SECONDS = 0.5
@@ -55,13 +56,17 @@ class Worker:
         self._responses = responses(self._spec, cache, self._accounts)
         self._supervisor = Link(self._obey)
         self._shared = SharedMemory()
+        self._whole = self._plan if isinstance(self._plan, Whole) else None
+        if self._whole is not None:
+            self._whole.on_answers = self._answer_whole
         self._batcher = Batcher(
             self._queue,
             self._spec.slots,
             self._plan.run,
-            self._answer,
+            self._answer if self._whole is None else self._ran,
             self._late,
             self._refused,
+            in_threads=self._whole is not None,
         )
         self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -78,7 +83,7 @@ class Worker:
         beating = asyncio.create_task(self._beat())
         grace = await self._stopped
         try:
-            await asyncio.wait_for(self._batcher.idle(), grace)
+            await asyncio.wait_for(self._idle(), grace)
         except TimeoutError:
             self._refuse_rest()
         await asyncio.sleep(0)  # the last answers leave with this turn of the loop
@@ -90,6 +95,11 @@ class Worker:
         gateways.close()
         self._supervisor.close()
         return not self._batcher.busy
+
+    async def _idle(self) -> None:
+        await self._batcher.idle()
+        if self._whole is not None:
+            await self._whole.idle()
 
     def _receive(self, gateway: Link, frames: list[memoryview]) -> None:
         answers: list[object] = []
@@ -148,6 +158,8 @@ class Worker:
             self._accounts.failed("Cancelled", time.monotonic() - entry.arrived)
             if self._ordering is not None:
                 self._send_now(self._ordering.drop(entry.key))
+        elif self._whole is not None:
+            self._whole.cancel((gateway, message.id))
         return entry is not None
 
     def _forget(self, gateway: Link) -> None:
@@ -156,6 +168,8 @@ class Worker:
         for job in _jobs(self._queue.waiting()):
             if job.gateway is gateway:
                 self._cancel(gateway, Cancel(job.request.id))
+        if self._whole is not None:
+            self._whole.forget(gateway)
         self._pump()
 
     def _pump(self) -> None:
@@ -171,6 +185,22 @@ class Worker:
         self._accounts.executed(timings)
         self._accounts.answered(jobs, timings)
         self._accounts.waiting(len(self._queue), self._batcher.running)
+
+    def _ran(self, entries: list[Entry], timings: list[Timing]) -> None:
+        """Whole requests have been run: their answers come by themselves."""
+        self._plan.finished(entries)
+        self._accounts.executed(timings)
+        self._accounts.waiting(len(self._queue), self._batcher.running)
+
+    def _answer_whole(self, parts: list[tuple[Job, Answer]], ended: list[Job]) -> None:
+        """`parts` are answers that are followed by others, `ended` have their last one."""
+        for job, part in parts:
+            job.gateway.send(frames_of([part]))
+        if self._responses is not None:
+            self._responses.keep(ended)
+        self._send(ended)
+        for job in ended:
+            self._accounts.answered([job], [timing_of(job)])
 
     def _late(self, entries: list[Entry]) -> None:
         jobs = _jobs(entries)

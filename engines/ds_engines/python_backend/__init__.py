@@ -1,0 +1,1 @@
+"""Triton's Python models: a `model.py` that is given whole requests."""

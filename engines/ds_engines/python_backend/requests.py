@@ -1,0 +1,327 @@
+"""Requests and responses as model.py has them, and calls of other models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from ds_engines.errors import ServeError
+from ds_engines.python_backend.faults import (
+    TritonError,
+    TritonModelException,
+    to_model,
+    to_server,
+)
+from ds_engines.python_backend.tensor import Tensor, wire
+from ds_engines.whole import Caller, ModelCall, ModelReply, WholeRequest
+
+RESPONSE_COMPLETE_FINAL = 1
+SEQUENCE_START, SEQUENCE_END = 1, 2
+RELEASE_ALL = 1
+
+CALL_SECONDS = 60.0
+"""How long a call may take that is made from a thread which no request has started."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What calls of other models inherit from the request that is being run."""
+
+    caller: Caller | None
+    deadline: float | None = None
+    partition: str = ""
+
+
+context: ContextVar[Context | None] = ContextVar("context", default=None)
+_process: list[Caller] = []
+
+
+def allow_calls(caller: Caller) -> None:
+    """From now on, other models can be called, also from threads that a model starts."""
+    _process[:] = [caller]
+
+
+def caller() -> Caller:
+    """The way to other models. Raises TritonModelException where there is none yet."""
+    if not _process:
+        raise TritonModelException("other models can be called only while requests are served")
+    return _process[0]
+
+
+class InferenceResponse:
+    """The outputs of one request, or what went wrong."""
+
+    def __init__(
+        self,
+        output_tensors: Sequence[Tensor] = (),
+        error: TritonError | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> None:
+        for tensor in output_tensors:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"an output tensor is a {type(tensor).__name__}, not a Tensor")
+        self._outputs = list(output_tensors)
+        self._error = error
+        self._parameters = dict(parameters or {})
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._outputs
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+    def parameters(self) -> dict[str, Any]:
+        return self._parameters
+
+
+class InferenceResponseSender:
+    """Sends the answers of one request, from any thread."""
+
+    def __init__(self, request: WholeRequest, *, decoupled: bool) -> None:
+        self._request = request
+        self._decoupled = decoupled
+        self._lock = threading.Lock()
+        self._sent = 0
+        self.closed = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        """An answer, the end, or both. Raises TritonModelException for what cannot be sent."""
+        self._check(response, flags)
+        final = flags == RESPONSE_COMPLETE_FINAL
+        with self._lock:
+            self._count(response, final=final)
+            self._pass_on(response, final=final)
+
+    def is_cancelled(self) -> bool:
+        return self._request.cancelled
+
+    def _check(self, response: object, flags: int) -> None:
+        if flags not in (0, RESPONSE_COMPLETE_FINAL):
+            raise TritonModelException(f"flags is {flags!r}; it must be 0 or COMPLETE_FINAL")
+        if response is None and not flags:
+            raise TritonModelException("send() needs a response, or the flag COMPLETE_FINAL")
+        if response is not None and not isinstance(response, InferenceResponse):
+            kind = type(response).__name__
+            raise TritonModelException(f"send() needs an InferenceResponse, not a {kind}")
+
+    def _count(self, response: InferenceResponse | None, *, final: bool) -> None:
+        if self.closed:
+            raise TritonModelException("the final response of this request was sent already")
+        if not self._decoupled and response is not None and self._sent:
+            raise TritonModelException("a model that is not decoupled sends one response only")
+        if not self._decoupled and response is None and not self._sent:
+            raise TritonModelException("a model that is not decoupled must send a response")
+        self._sent += response is not None
+        self.closed = final
+
+    def _pass_on(self, response: InferenceResponse | None, *, final: bool) -> None:
+        """The only response of a model that is not decoupled is the last one, marked or not."""
+        if response is None:
+            self._request.respond(None, None, final=True)
+            return
+        error = response.error()
+        if error is not None:
+            self._request.respond(None, to_server(error), final=True)
+            return
+        wanted = self._request.outputs
+        outputs = [
+            wire(tensor)
+            for tensor in response.output_tensors()
+            if not wanted or tensor.name() in wanted
+        ]
+        self._request.respond(outputs, None, final=final or not self._decoupled)
+
+
+class InferenceTrace:
+    """Nothing: traces are kept by the server itself."""
+
+    def get_context(self) -> str | None:
+        return None
+
+
+class InferenceRequest:
+    """A request that a model has been given, or one that it makes of another model."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - Triton's signature
+        self,
+        request_id: str = "",
+        correlation_id: int | str = 0,
+        inputs: Sequence[Tensor] = (),
+        requested_output_names: Sequence[str] = (),
+        model_name: str = "",
+        model_version: int = -1,
+        flags: int = 0,
+        timeout: int = 0,
+        preferred_memory: object = None,
+        trace: InferenceTrace | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> None:
+        self._id, self._correlation_id = request_id, correlation_id
+        self._inputs, self._wanted = list(inputs), list(requested_output_names)
+        self._model, self._version = model_name, model_version
+        self._flags, self._timeout = flags, timeout
+        self._trace = trace or InferenceTrace()
+        self._parameters = dict(parameters or {})
+        self._sender: InferenceResponseSender | None = None
+
+    @classmethod
+    def given(cls, request: WholeRequest, *, decoupled: bool) -> InferenceRequest:
+        """One that a client has sent."""
+        made = cls(
+            request.id,
+            request.sequence,
+            [Tensor(name, array) for name, array in request.inputs.items()],
+            sorted(request.outputs),
+            flags=SEQUENCE_START * request.start + SEQUENCE_END * request.end,
+            timeout=request.timeout_us,
+            parameters=dict(request.parameters),
+        )
+        made._sender = InferenceResponseSender(request, decoupled=decoupled)
+        return made
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def request_id(self) -> str:
+        return self._id
+
+    def correlation_id(self) -> int | str:
+        return self._correlation_id
+
+    def requested_output_names(self) -> list[str]:
+        return self._wanted
+
+    def flags(self) -> int:
+        return self._flags
+
+    def set_flags(self, flags: int) -> None:
+        self._flags = flags
+
+    def timeout(self) -> int:
+        """Microseconds; 0 for none."""
+        return self._timeout
+
+    def parameters(self) -> dict[str, Any]:
+        return self._parameters
+
+    def trace(self) -> InferenceTrace:
+        return self._trace
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        if self._sender is None:
+            raise TritonModelException("only requests that a model is given have a response sender")
+        return self._sender
+
+    def is_cancelled(self) -> bool:
+        return self._sender is not None and self._sender.is_cancelled()
+
+    def set_release_flags(self, flags: int) -> None:
+        if flags != RELEASE_ALL:
+            raise TritonModelException("a request cannot be scheduled again: it is released")
+
+    def exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
+        """Run it on the model that it names, and wait."""
+        call = self._call()
+        if decoupled:
+            return ResponseIterator(caller().submit(call))
+        return _outcome(caller().infer(call))
+
+    def async_exec(self, decoupled: bool = False) -> asyncio.Future[Any]:
+        """As `exec`, to be awaited."""
+        call = self._call()
+        if not decoupled:
+            return asyncio.ensure_future(_awaited(caller().infer(call)))
+        made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        made.set_result(ResponseIterator(caller().submit(call)))
+        return made
+
+    def _call(self) -> ModelCall:
+        if not self._model or not self._inputs:
+            missing = "inputs" if self._model else "a model_name"
+            raise TritonModelException(f"a request of another model needs {missing}")
+        here = context.get() or Context(None)
+        deadline = here.deadline or time.monotonic() + CALL_SECONDS
+        return ModelCall(
+            model=self._model,
+            version="" if self._version == -1 else str(self._version),
+            inputs=[wire(tensor) for tensor in self._inputs],
+            outputs=tuple(self._wanted),
+            deadline=deadline,
+            id=self._id,
+            partition=here.partition,
+            sequence=self._correlation_id,
+            start=bool(self._flags & SEQUENCE_START),
+            end=bool(self._flags & SEQUENCE_END),
+            timeout_us=self._timeout,
+            parameters=self._parameters,
+        )
+
+
+def _response(reply: ModelReply) -> InferenceResponse:
+    return InferenceResponse([Tensor(name, array) for name, _, array in reply.outputs])
+
+
+def _outcome(future: Future[ModelReply]) -> InferenceResponse:
+    try:
+        return _response(future.result())
+    except ServeError as error:
+        return InferenceResponse(error=to_model(error))
+
+
+async def _awaited(future: Future[ModelReply]) -> InferenceResponse:
+    try:
+        return _response(await asyncio.wrap_future(future))
+    except ServeError as error:
+        return InferenceResponse(error=to_model(error))
+
+
+class ResponseIterator:
+    """The answers of a decoupled model; the last one may have no outputs. It can be gone through
+    again once it has ended.
+    """
+
+    def __init__(self, replies: Iterator[ModelReply]) -> None:
+        self._replies = replies
+        self._seen: list[InferenceResponse] = []
+        self._next = 0
+        self._ended = False
+
+    def __iter__(self) -> ResponseIterator:
+        self._next = 0 if self._ended else self._next
+        return self
+
+    def __next__(self) -> InferenceResponse:
+        if self._next == len(self._seen):
+            self._seen.append(self._more())
+        self._next += 1
+        return self._seen[self._next - 1]
+
+    def cancel(self) -> None:
+        """No more answers are wanted."""
+        self._ended = True
+        close = getattr(self._replies, "close", None)
+        if close is not None:
+            close()
+
+    def _more(self) -> InferenceResponse:
+        if self._ended:
+            raise StopIteration
+        try:
+            reply = next(self._replies)
+        except StopIteration:
+            self._ended = True
+            raise
+        except ServeError as error:
+            self._ended = True
+            return InferenceResponse(error=to_model(error))
+        self._ended = reply.final
+        return _response(reply)
