@@ -180,10 +180,8 @@ class Step(msgspec.Struct, frozen=True):
 class ModelSpec(msgspec.Struct, frozen=True):
     """One version of one model, ready for an engine to load and a gateway to check against.
 
-    `cached`: equal requests may be given the same answer. `decoupled`:
-    a request has any number of answers. `decoupled`:
-    a request has any number of answers. `steps` are those of an ensemble, whose
-    `artifact` is its configuration.
+    `cached`: equal requests may be given the same answer. `decoupled`: a request has any number of
+    answers. `steps` are those of an ensemble, whose `artifact` is its configuration.
     """
 
     name: str
@@ -201,7 +199,6 @@ class ModelSpec(msgspec.Struct, frozen=True):
     sequence: SequencePolicy | None = None
     warm_ups: tuple[WarmUp, ...] = ()
     cached: bool = False
-    decoupled: bool = False
     decoupled: bool = False
     steps: tuple[Step, ...] = ()
 
