@@ -78,6 +78,15 @@ request_seconds = Histogram(
         0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
     ),
 )  # fmt: skip
+queue_seconds = Histogram(
+    "ds_queue_seconds",
+    "Time that tensor requests which were answered had to wait for a slot.",
+    MODEL,
+    buckets=(
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
+        10, 30,
+    ),
+)  # fmt: skip
 batch_rows = Histogram(
     "ds_batch_rows", "Rows per executed batch.", MODEL, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
@@ -102,10 +111,27 @@ model_ready = Gauge(
 )
 load = Gauge(
     "ds_load",
-    "Requests that wait or run, for each model: the figure to scale on.",
+    "Requests that wait or run over those that can run at once: the figure to scale on.",
     ("model",),
     multiprocess_mode="livesum",
 )
+
+
+def _machine(name: str, about: str, labels: tuple[str, ...] = ()) -> Gauge:
+    return Gauge(name, about, labels, multiprocess_mode="livemax")
+
+
+GPU = ("gpu_uuid",)
+
+cpu_utilization = _machine("nv_cpu_utilization", "Part of the processors in use, 0 to 1.")
+cpu_memory_total = _machine("nv_cpu_memory_total_bytes", "Memory of the machine, bytes.")
+cpu_memory_used = _machine("nv_cpu_memory_used_bytes", "Memory of the machine in use, bytes.")
+gpu_utilization = _machine("nv_gpu_utilization", "Part of the time the GPU was busy, 0 to 1.", GPU)
+gpu_memory_total = _machine("nv_gpu_memory_total_bytes", "Memory of the GPU, bytes.", GPU)
+gpu_memory_used = _machine("nv_gpu_memory_used_bytes", "Memory of the GPU in use, bytes.", GPU)
+gpu_power = _machine("nv_gpu_power_usage", "Power that the GPU takes, watts.", GPU)
+gpu_power_limit = _machine("nv_gpu_power_limit", "Power that the GPU may take, watts.", GPU)
+gpu_energy = Counter("nv_energy_consumption", "Energy since the server started, joules.", GPU)
 
 
 TELL_SECONDS = 0.2

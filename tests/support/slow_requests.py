@@ -96,9 +96,9 @@ def statistics(server: Server, model: str = "slow") -> dict[str, Any]:
     return found
 
 
-def load(server: Server, model: str = "slow") -> int:
-    """Requests that wait or run."""
-    return int(server.metric("ds_load", model=model))
+def load(server: Server, model: str = "slow") -> float:
+    """Requests that wait or run, over those that can run at once."""
+    return server.metric("ds_load", model=model)
 
 
 def waiting(server: Server, model: str = "slow") -> int:

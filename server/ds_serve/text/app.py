@@ -38,11 +38,13 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class TextApp:
     """Routes, checks and answers; `ready` is called once the model is loaded."""
 
-    def __init__(self, model: str, client: LoopClient, request_timeout: float) -> None:
+    def __init__(
+        self, model: str, client: LoopClient, request_timeout: float, at_once: int
+    ) -> None:
         self.model = model
         self._client = client
         self._timeout = request_timeout
-        self._metrics = metrics.TextMetrics(model)
+        self._metrics = metrics.TextMetrics(model, at_once)
         client.on_load = self._metrics.load
         self._created = int(time.time())
         self._tokenizer: TextTokenizer | None = None

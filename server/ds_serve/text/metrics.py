@@ -61,10 +61,11 @@ def render() -> bytes | None:
 
 
 class TextMetrics:
-    """One model's metrics."""
+    """One model's metrics. `at_once`: how many answers it generates side by side."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, at_once: int) -> None:
         self._labels = (model, _ENGINE)
+        self._at_once = at_once
         self.load(Load(0, 0, 0.0), 0)
 
     def load(self, load: Load, pending: int) -> None:
@@ -73,7 +74,7 @@ class TextMetrics:
         _running.labels(*self._labels).set(running)
         _waiting.labels(*self._labels).set(pending - running)
         _cache.labels(*self._labels).set(load.cache_used)
-        metrics.load.labels(self._labels[0]).set(pending)
+        metrics.load.labels(self._labels[0]).set(pending / self._at_once)
 
     def first_token(self, seconds: float) -> None:
         _first.labels(*self._labels).observe(seconds)

@@ -64,7 +64,7 @@ class Worker:
                 settings.uds.with_suffix(".loop"),
                 settings.hang_timeout,
             )
-            app = TextApp(settings.model, client, settings.request_timeout)
+            app = TextApp(settings.model, client, settings.request_timeout, settings.max_num_seqs)
             server = _server(app)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:

@@ -39,6 +39,8 @@ class Accounts:
         self._hit_us = Tally(metrics.cache_hit_us.labels(*labels).inc)
         self._miss_us = Tally(metrics.cache_miss_us.labels(*labels).inc)
         self._seconds = Observations(metrics.request_seconds.labels(*labels))
+        self._queue_seconds = Observations(metrics.queue_seconds.labels(*labels))
+        self._at_once = spec.slots * max(1, spec.batch.max_batch_size)
         self._batch_rows = Observations(metrics.batch_rows.labels(*labels))
         self._pending = Level(metrics.pending.labels(*labels).set)
         self._load = Level(metrics.load.labels(spec.name).set)
@@ -50,7 +52,7 @@ class Accounts:
     def waiting(self, waiting: int, running: int) -> None:
         """How many requests wait, and how many the engine has in hand, now."""
         self._pending.set(waiting)
-        self._load.set(waiting + running)
+        self._load.set((waiting + running) / self._at_once)
 
     def executed(self, timings: Sequence[Timing]) -> None:
         """Batches that the engine has run."""
@@ -90,7 +92,9 @@ class Accounts:
             succeeded += 1
             request += took
             self._seconds.add(took)
-            queued += job.started - job.request.arrived
+            waited = job.started - job.request.arrived
+            queued += waited
+            self._queue_seconds.add(waited)
         if succeeded:
             total.success.add(int(request * 1e9), succeeded)
             total.queue.add(int(queued * 1e9), succeeded)
