@@ -286,11 +286,17 @@ def test_grpc_bytes_that_are_no_message_on_a_stream(channel):
 
 
 def test_grpc_method_that_is_not_offered(channel):
-    unknown = channel.unary_unary("/inference.GRPCInferenceService/ModelDance")
-    for infer in (call(channel, "RepositoryModelLoad"), unknown):
+    for path in ("inference.GRPCInferenceService/ModelDance", "inference.Other/ModelInfer"):
         with pytest.raises(grpc.RpcError) as error:
-            infer(pb.RepositoryModelLoadRequest() if infer is not unknown else b"")
+            channel.unary_unary(f"/{path}")(b"")
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_models_are_not_loaded_where_the_server_does_not_allow_it(channel):
+    with pytest.raises(grpc.RpcError) as error:
+        call(channel, "RepositoryModelLoad")(pb.RepositoryModelLoadRequest(model_name="mlp"))
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "--model-control-mode=none" in error.value.details()
 
 
 # A request that fits, and fails in the engine.
