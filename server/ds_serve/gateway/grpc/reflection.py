@@ -25,9 +25,11 @@ METHOD = "ServerReflectionInfo"
 
 
 async def answers(
-    requests: AsyncIterable[ServerReflectionRequest], timeout: float | None
+    requests: AsyncIterable[ServerReflectionRequest], timeout: float | None, parent: str
 ) -> AsyncIterator[ServerReflectionResponse]:
-    """Of both versions: their messages are the same, only the packages' names differ."""
+    """Of both versions: their messages are the same, only the packages' names differ. `timeout`
+    and `parent` are what every stream is called with.
+    """
     servicer = reflection.aio.ReflectionServicer((SERVICE, HEALTH, ALPHA, V1), _pool())
     async for answer in servicer.ServerReflectionInfo(requests, None):
         yield answer
