@@ -38,16 +38,11 @@ class Accounts:
         self._infer_us = Tally(metrics.infer_us.labels(*labels).inc)
         self._failure_us = Tally(failure_us.labels(*labels).inc)
         self._seconds = Observations(metrics.request_seconds.labels(*labels))
-        self._load = Level(metrics.load.labels(spec.name).set)
         self._last = Level(last_ms.labels(*labels).set)
         self._failure = {
             reason: Tally(metrics.request_failure.labels(*labels, reason).inc)
             for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
         }
-
-    def running(self, count: int) -> None:
-        """How many requests are not answered yet."""
-        self._load.set(count)
 
     def answered(self, rows: int, took: float) -> None:
         """All steps are done, `took` seconds after the request's arrival."""

@@ -42,7 +42,7 @@ class EnsembleBackend:
         self.held = 0
         self.accounts = Accounts(spec)
         self._find = find
-        self._runs: set[Run] = set()
+        self.runs: set[Run] = set()
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
 
     def room(self, size: int, before: int) -> Block | None:
@@ -72,10 +72,10 @@ class EnsembleBackend:
 
     @property
     def in_flight(self) -> int:
-        return len(self._runs) + self.held
+        return len(self.runs) + self.held
 
     def close(self, reason: ServeError) -> None:
-        for run in list(self._runs):
+        for run in list(self.runs):
             run.fail(reason)
 
     def member(self, index: int) -> Backend:
@@ -91,14 +91,6 @@ class EnsembleBackend:
         kind = Unavailable if isinstance(error, NotFound) else type(error)
         said = f"ensemble {self.spec.name!r}, {at(self.spec, index)}: {error}"
         return kind(said, retry_after=error.retry_after)
-
-    def started(self, run: Run) -> None:
-        self._runs.add(run)
-        self.accounts.running(len(self._runs))
-
-    def ended(self, run: Run) -> None:
-        self._runs.discard(run)
-        self.accounts.running(len(self._runs))
 
     def _plan(self, request: InferRequest) -> Plan:
         """Kept, as most requests ask for the same."""
@@ -139,7 +131,7 @@ class Run:
             self._request.trace.mark("REQUEST_START")
         for member in self._members.values():
             member.held += 1
-        self._ensemble.started(self)
+        self._ensemble.runs.add(self)
         error = self._begin(self._progress.start(self._tensors))
         if error is not None:
             self._end()
@@ -232,7 +224,7 @@ class Run:
             abandon()
         for member in self._members.values():
             member.held -= 1
-        self._ensemble.ended(self)
+        self._ensemble.runs.discard(self)
 
 
 def _named(name: str, tensor: Tensor) -> Tensor:

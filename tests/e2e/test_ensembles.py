@@ -1,0 +1,351 @@
+"""Ensembles, called by Triton's own clients."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ensembles
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from serving import Server, until
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+MANY_STEPS = 2_000_000
+"""Matrix products, more than any test waits for."""
+
+
+def client(server: Server, protocol: str = "http"):
+    address = server.http_address if protocol == "http" else server.grpc
+    return CLIENTS[protocol].InferenceServerClient(address)
+
+
+def inputs(protocol: str, **arrays: np.ndarray):
+    made = []
+    for name, array in arrays.items():
+        given = CLIENTS[protocol].InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        given.set_data_from_numpy(array)
+        made.append(given)
+    return made
+
+
+def wanted(protocol: str, *names: str):
+    return [CLIENTS[protocol].InferRequestedOutput(name) for name in names] or None
+
+
+def rows(count: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+def right(x: np.ndarray) -> np.ndarray:
+    return 3 * (x + 1) + (2 * x - 5)
+
+
+def counted(server: Server, model: str) -> dict:
+    return server.get(f"/v2/models/{model}/stats").json()["model_stats"][0]
+
+
+def refusal(call, *arguments, **options) -> str:
+    with pytest.raises(InferenceServerException) as refused:
+        call(*arguments, **options)
+    return refused.value.message()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensembles.repository(tmp_path_factory.mktemp("ensembles"))
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with Server("--model-repository", repository, "--gateways", "2") as server:
+        yield server
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_diamond(server, protocol):
+    x = rows(3)
+    with client(server, protocol) as triton:
+        answer = triton.infer("diamond", inputs(protocol, x=x), request_id="one")
+    np.testing.assert_allclose(answer.as_numpy("sum"), right(x), rtol=1e-5)
+    np.testing.assert_allclose(answer.as_numpy("tripled"), 3 * (x + 1), rtol=1e-5)
+    said = answer.get_response()
+    assert (said["id"] if protocol == "http" else said.id) == "one"
+    assert (said["model_name"] if protocol == "http" else said.model_name) == "diamond"
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_steps_that_no_wanted_output_needs_are_not_run(server, protocol):
+    before = {name: counted(server, name)["execution_count"] for name in ("left", "right", "join")}
+    x = rows()
+    with client(server, protocol) as triton:
+        answer = triton.infer("diamond", inputs(protocol, x=x), outputs=wanted(protocol, "tripled"))
+    np.testing.assert_allclose(answer.as_numpy("tripled"), 3 * (x + 1), rtol=1e-5)
+    assert answer.as_numpy("sum") is None
+    after = {name: counted(server, name)["execution_count"] for name in before}
+    assert {name: after[name] - before[name] for name in before} == {
+        "left": 1, "right": 0, "join": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_ensemble_in_an_ensemble(server, protocol):
+    x = rows(2)
+    with client(server, protocol) as triton:
+        answer = triton.infer("outer", inputs(protocol, x=x))
+    np.testing.assert_allclose(answer.as_numpy("y"), 3 * right(x), rtol=1e-5)
+
+
+def test_stream(server):
+    answers: queue.Queue = queue.Queue()
+    with client(server, "grpc") as triton:
+        triton.start_stream(lambda result, error: answers.put((result, error)))
+        given = [rows(1, seed) for seed in range(20)]
+        for index, x in enumerate(given):
+            triton.async_stream_infer("diamond", inputs("grpc", x=x), request_id=str(index))
+        for _ in given:
+            result, error = answers.get(timeout=30)
+            assert error is None
+            x = given[int(result.get_response().id)]
+            np.testing.assert_allclose(result.as_numpy("sum"), right(x), rtol=1e-5)
+        triton.stop_stream()
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_large_tensors(server, protocol):
+    """So large that they lie in memory that gateways and workers share."""
+    x = np.random.default_rng(0).standard_normal((2, 1000, 100)).astype(np.float32)
+    with client(server, protocol) as triton:
+        for _ in range(3):
+            answer = triton.infer("fourfold", inputs(protocol, x=x))
+            np.testing.assert_array_equal(answer.as_numpy("y"), 4 * x)
+
+
+def test_many_at_once(server):
+    def ask(number: int) -> bool:
+        protocol = "http" if number % 2 else "grpc"
+        x = rows(1 + number % 8, number)
+        with client(server, protocol) as triton:
+            for _ in range(5):
+                answer = triton.infer("outer", inputs(protocol, x=x))
+                if not np.allclose(answer.as_numpy("y"), 3 * right(x), rtol=1e-4, atol=1e-4):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(32)))
+
+
+def test_statistics_are_those_of_all_gateways(repository):
+    with Server("--model-repository", repository, "--gateways", "2") as server:
+        for number in range(10):  # each client has a connection of its own
+            with client(server) as triton:
+                triton.infer("diamond", inputs("http", x=rows(3, number)))
+        for _ in range(2):
+            with client(server) as triton:
+                refusal(triton.infer, "picky", inputs("http", i=np.array([[99]])))
+
+        def told() -> bool:
+            return counted(server, "diamond")["inference_count"] == 30
+
+        until(told, "the requests are counted", 10, lambda: str(counted(server, "diamond")))
+        said = counted(server, "diamond")
+        assert said["execution_count"] == said["inference_stats"]["success"]["count"] == 10
+        assert said["inference_stats"]["success"]["ns"] > 0
+        assert said["last_inference"] > 0
+        until(lambda: _failed(server)["count"] == 2, "failures are counted", 10, server.log)
+        failed = _failed(server)
+        assert failed["ns"] > 0
+        assert server.metric("nv_inference_request_success", model="diamond") == 10
+        assert server.metric("nv_inference_count", model="diamond") == 30
+        assert server.metric("nv_inference_request_failure", model="picky") == 2
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_failing_step_is_named(server, protocol):
+    with client(server, protocol) as triton:
+        good = triton.infer("picky", inputs(protocol, i=np.array([[7]])))
+        assert good.as_numpy("value") == 70
+        said = refusal(triton.infer, "picky", inputs(protocol, i=np.array([[99]])))
+    assert "ensemble 'picky', step 2 (model 'lookup')" in said
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_request_is_checked_against_the_ensemble(server, protocol):
+    with client(server, protocol) as triton:
+        said = refusal(triton.infer, "diamond", inputs(protocol, x=rows(9)))
+        assert "9 rows" in said
+        assert "'diamond' takes 1 to 8" in said
+        said = refusal(triton.infer, "diamond", inputs(protocol, x=np.ones((1, 5), np.float32)))
+        assert "[-1, 4]" in said
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_one_deadline_for_all_steps(server, protocol):
+    with client(server, protocol) as triton:
+        given = inputs(protocol, x=rows(), steps=np.array([MANY_STEPS]))
+        said = refusal(triton.infer, "long", given, timeout=300_000)
+    assert "step 1 (model 'slow')" in said
+    assert "no answer within" in said
+
+
+def test_metadata_and_configuration(server):
+    with client(server) as triton:
+        meta = triton.get_model_metadata("diamond")
+        config = triton.get_model_config("diamond")
+    assert meta["platform"] == "ensemble"
+    assert [tensor["name"] for tensor in meta["outputs"]] == ["sum", "tripled"]
+    assert meta["inputs"][0]["shape"] == [-1, 4]
+    assert config["max_batch_size"] == 8
+    steps = config["ensemble_scheduling"]["step"]
+    assert [one["model_name"] for one in steps] == ["fork", "left", "right", "join"]
+    assert steps[3]["input_map"] == {"l": "tripled", "r": "less"}
+    assert steps[0]["model_version"] == -1
+    assert not config["instance_group"]
+
+
+def test_member_that_dies(repository):
+    with Server("--model-repository", repository) as server:
+        fates: queue.Queue = queue.Queue()
+
+        def ask() -> None:
+            with client(server, "grpc") as triton:
+                given = inputs("grpc", x=rows(), steps=np.array([MANY_STEPS]))
+                fates.put(refusal(triton.infer, "long", given))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: _asked(server), "it is asked", 20, server.log)
+        os.kill(server.worker("slow"), signal.SIGKILL)
+        said = fates.get(timeout=20)
+        asking.join()
+        assert "step 1 (model 'slow')" in said
+        assert "lost" in said
+        with client(server) as triton:  # others do not notice
+            x = rows()
+            answer = triton.infer("diamond", inputs("http", x=x))
+        np.testing.assert_allclose(answer.as_numpy("sum"), right(x), rtol=1e-5)
+        until(server.ready, "the worker is started again", 60, server.log)
+        with client(server) as triton:
+            answer = triton.infer("long", inputs("http", x=x, steps=np.zeros(1, np.int64)))
+        np.testing.assert_allclose(answer.as_numpy("y"), 3 * x, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_loaded_and_unloaded_by_clients(repository):
+    with (
+        Server("--model-repository", repository, "--model-control-mode=explicit") as server,
+        client(server) as triton,
+    ):
+        triton.load_model("outer")
+        ready = {entry["name"] for entry in _index(server) if entry.get("state") == "READY"}
+        assert ready == {"outer", "diamond", "fork", "left", "right", "join"}
+        x = rows()
+        answer = triton.infer("outer", inputs("http", x=x))
+        np.testing.assert_allclose(answer.as_numpy("y"), 3 * right(x), rtol=1e-5)
+        triton.load_model("join")  # anew: the ensemble goes on
+        triton.infer("outer", inputs("http", x=x))
+        triton.unload_model("right")
+        assert not triton.is_model_ready("diamond")
+        said = refusal(triton.infer, "diamond", inputs("http", x=x))
+        assert "step 3 (model 'right')" in said
+        assert _entry(server, "diamond")["state"] == "UNAVAILABLE"
+        assert "step 3 (model 'right')" in _entry(server, "diamond")["reason"]
+        triton.load_model("right")
+        until(lambda: triton.is_model_ready("outer"), "it is whole again", 10, server.log)
+        triton.load_model("long")
+        triton.unload_model("outer", unload_dependents=True)
+        until(lambda: len(server.workers()) == 2, "the workers go", 20, server.log)
+        ready = {entry["name"] for entry in _index(server) if entry.get("state") == "READY"}
+        assert ready == {"long", "slow", "left"}, "left is needed by another"
+
+
+@pytest.mark.slow
+def test_requests_in_flight_finish_when_an_ensemble_and_its_models_are_unloaded(repository):
+    flags = ["--model-control-mode=explicit", "--load-model=long"]
+    with Server("--model-repository", repository, *flags) as server:
+        fates: queue.Queue = queue.Queue()
+        x = rows()
+
+        def ask() -> None:
+            with client(server, "grpc") as triton:
+                given = inputs("grpc", x=x, steps=np.array([2000]))
+                fates.put(triton.infer("long", given).as_numpy("y"))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: _asked(server), "it is asked", 20, server.log)
+        with client(server) as triton:
+            triton.unload_model("long", unload_dependents=True)
+            assert fates.empty(), "too quick for this test to say anything"
+            assert not triton.is_model_ready("left")
+        np.testing.assert_allclose(fates.get(timeout=60), 3 * x, rtol=1e-6)
+        asking.join()
+        until(lambda: not server.workers(), "the workers go", 20, server.log)
+
+
+def _asked(server: Server) -> bool:
+    return server.metric("ds_gateway_in_flight_requests", protocol="grpc") == 1
+
+
+def _failed(server: Server) -> dict:
+    return counted(server, "picky")["inference_stats"]["fail"]
+
+
+def _index(server: Server) -> list[dict]:
+    return server.client.post(f"{server.http}/v2/repository/index", json={}).json()
+
+
+def _entry(server: Server, name: str) -> dict:
+    return next(entry for entry in _index(server) if entry["name"] == name)
+
+
+WRONG = {
+    "stranger": (
+        ensembles.tensors("input", "x") + ensembles.tensors("output", "y"),
+        ensembles.step("nobody", {"x": "x"}, {"y": "y"}),
+    ),
+    "circle-a": (
+        ensembles.tensors("input", "x") + ensembles.tensors("output", "y"),
+        ensembles.step("circle-b", {"x": "x"}, {"y": "y"}),
+    ),
+    "circle-b": (
+        ensembles.tensors("input", "x") + ensembles.tensors("output", "y"),
+        ensembles.step("circle-a", {"x": "x"}, {"y": "y"}),
+    ),
+}
+
+
+def test_ensembles_that_cannot_be(tmp_path):
+    ensembles.members(tmp_path)
+    for name, parts in WRONG.items():
+        ensembles.ensemble(tmp_path / name, *parts)
+    ensembles.ensemble(tmp_path / "diamond", *ensembles.DIAMOND)
+    with Server("--model-repository", tmp_path) as server:
+        assert not server.ready()
+        said = server.get("/health/ready").text
+        assert "step 1 (model 'nobody'): there is no such model" in said
+        assert "circle-a -> circle-b -> circle-a" in said
+        with client(server) as triton:
+            triton.infer("diamond", inputs("http", x=rows()))
+            assert "nobody" in refusal(triton.infer, "stranger", inputs("http", x=rows()))
+
+
+def test_circle_that_a_client_loads(tmp_path):
+    for name in ("circle-a", "circle-b"):
+        ensembles.ensemble(tmp_path / name, *WRONG[name])
+    with (
+        Server("--model-repository", tmp_path, "--model-control-mode=explicit") as server,
+        client(server) as triton,
+    ):
+        said = refusal(triton.load_model, "circle-a")
+        assert "circle-a -> circle-b -> circle-a" in said
+        assert server.ready()
