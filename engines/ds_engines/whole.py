@@ -86,10 +86,12 @@ class Caller(Protocol):
 
 @runtime_checkable
 class RequestEngine(BatchEngine, Protocol):
-    """`joins`: whether several requests may be given together. `caller` is set by the worker."""
+    """`joins`: whether several requests may be given together."""
 
     joins: bool
-    caller: Caller | None
+
+    def use(self, caller: Caller) -> None:
+        """From now on the model may call others."""
 
     def execute(self, requests: Sequence[WholeRequest]) -> None:
         """Run them in the caller's thread. Answers may come later, from other threads."""

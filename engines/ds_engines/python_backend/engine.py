@@ -55,7 +55,6 @@ class PythonEngine:
                 f"{self._source}: the model has no {missing}: name them in config.pbtxt or in "
                 "auto_complete_config"
             )
-        self.caller: Caller | None = None
         self._coroutines = _Coroutines()
         self._objects: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         said = json.dumps(configuration.as_json(config))
@@ -67,7 +66,7 @@ class PythonEngine:
         """Run requests on an object that is free. What goes wrong is an answer to each."""
         name, model = self._objects.get()
         asked = [InferenceRequest.given(one, decoupled=self.spec.decoupled) for one in given]
-        said = Context(self.caller, min(one.deadline for one in given), given[0].partition)
+        said = Context(min(one.deadline for one in given), given[0].partition)
         token = requests.context.set(said)
         try:
             returned = model.execute(asked)
@@ -80,6 +79,9 @@ class PythonEngine:
         finally:
             requests.context.reset(token)
             self._objects.put((name, model))
+
+    def use(self, caller: Caller) -> None:
+        requests.allow_calls(caller)
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         """One request, as warm-ups have them. Raises what it was answered with."""

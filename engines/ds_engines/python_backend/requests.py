@@ -33,7 +33,6 @@ CALL_SECONDS = 60.0
 class Context:
     """What calls of other models inherit from the request that is being run."""
 
-    caller: Caller | None
     deadline: float | None = None
     partition: str = ""
 
@@ -153,11 +152,11 @@ class InferenceRequest:
 
     def __init__(  # noqa: PLR0913, PLR0917 - Triton's signature
         self,
-        request_id: str = "",
+        request_id: str | bytes = "",
         correlation_id: int | str = 0,
         inputs: Sequence[Tensor] = (),
-        requested_output_names: Sequence[str] = (),
-        model_name: str = "",
+        requested_output_names: Sequence[str | bytes] = (),
+        model_name: str | bytes = "",
         model_version: int = -1,
         flags: int = 0,
         timeout: int = 0,
@@ -165,9 +164,9 @@ class InferenceRequest:
         trace: InferenceTrace | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> None:
-        self._id, self._correlation_id = request_id, correlation_id
-        self._inputs, self._wanted = list(inputs), list(requested_output_names)
-        self._model, self._version = model_name, model_version
+        self._id, self._correlation_id = _text(request_id), correlation_id
+        self._inputs, self._wanted = list(inputs), [_text(name) for name in requested_output_names]
+        self._model, self._version = _text(model_name), model_version
         self._flags, self._timeout = flags, timeout
         self._trace = trace or InferenceTrace()
         self._parameters = dict(parameters or {})
@@ -248,7 +247,7 @@ class InferenceRequest:
         if not self._model or not self._inputs:
             missing = "inputs" if self._model else "a model_name"
             raise TritonModelException(f"a request of another model needs {missing}")
-        here = context.get() or Context(None)
+        here = context.get() or Context()
         deadline = here.deadline or time.monotonic() + CALL_SECONDS
         return ModelCall(
             model=self._model,
@@ -264,6 +263,11 @@ class InferenceRequest:
             timeout_us=self._timeout,
             parameters=self._parameters,
         )
+
+
+def _text(value: str | bytes) -> str:
+    """Models pass on what a tensor of texts holds, which is bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _response(reply: ModelReply) -> InferenceResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,7 @@ from ds_serve.transport.link import Link, Outbox, connect
 from ds_serve.transport.messages import (
     Attached,
     Cancel,
+    FromWorker,
     Infer,
     Statistics,
     StatisticsQuery,
@@ -178,7 +179,10 @@ class TensorBackend:
         self._shared.close()
 
     def _receive(self, link: Link, frames: list[memoryview]) -> None:
-        for message in read_from_worker(frames):
+        self._take(read_from_worker(frames))
+
+    def _take(self, messages: Iterable[FromWorker]) -> None:
+        for message in messages:
             if isinstance(message, Statistics):
                 asked = self._statistics.pop(message.id, None)
                 if asked is not None and not asked.done():

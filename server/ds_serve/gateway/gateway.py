@@ -18,6 +18,7 @@ from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
+from ds_serve.gateway.whole import WholeBackend
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READY = "ready"
+PYTHON = "python"
 
 METRICS_SECONDS = 0.25
 """How long a reader of the metrics waits for the workers' newest figures."""
@@ -262,7 +264,8 @@ class Gateway:
             return TextBackend(state.spec, state.address)
         if _is_ensemble(state):
             return EnsembleBackend(state.spec, self.backend)
-        backend = TensorBackend(state.spec, self.regions)
+        kind = WholeBackend if state.spec.engine == PYTHON else TensorBackend
+        backend = kind(state.spec, self.regions)
         await backend.connect(state.address)
         return backend
 

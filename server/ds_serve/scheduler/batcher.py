@@ -41,8 +41,9 @@ class Batcher(Generic[Result]):
     waited, `on_refused` of those that will not be run for another reason; all in the loop's
     thread. `running` counts the requests in the slots.
 
-    A single slot whose last batch was quick (unless all must run `in_threads`) runs the next one of that lane in the loop's thread.
-    Another lane has other shapes, and may take seconds: meanwhile nothing could be refused.
+    A single slot whose last batch was quick runs the next one of that lane in the loop's thread,
+    unless all must run `in_threads`. Another lane has other shapes, and may take seconds: meanwhile
+    nothing could be refused.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ds_engines.errors import LoadError
 from ds_serve import child
@@ -128,6 +129,15 @@ class GatewayKeeper:
                 self._on_order(self._identity, message)
 
 
+class Watcher(NamedTuple):
+    """A worker that sends requests to other models: it must know them, and is waited for, as a
+    gateway.
+    """
+
+    tell: Callable[[Registry], object]
+    seen: Seen
+
+
 class Gateways:
     """All gateways of a server. `states` gives the models as they are now."""
 
@@ -136,6 +146,23 @@ class Gateways:
         self._states = states
         self._serial = 0
         self._news = asyncio.Event()
+        self._watchers: dict[str, Watcher] = {}
+
+    def watch(self, worker: str, tell: Callable[[Registry], object]) -> None:
+        """Tell that worker as well, now and whenever something changes."""
+        self._watchers[worker] = Watcher(tell, Seen(-1, []))
+        tell(self.registry())
+
+    def saw(self, worker: str, seen: Seen) -> None:
+        """It has taken a registry over."""
+        if worker in self._watchers:
+            self._watchers[worker] = self._watchers[worker]._replace(seen=seen)
+            self.hear()
+
+    def unwatch(self, worker: str) -> None:
+        """It is gone."""
+        if self._watchers.pop(worker, None) is not None:
+            self.hear()
 
     def registry(self) -> Registry:
         return Registry(self._states(), self._serial)
@@ -146,6 +173,8 @@ class Gateways:
         registry = self.registry()
         for keeper in self.keepers:
             keeper.tell(registry)
+        for watcher in self._watchers.values():
+            watcher.tell(registry)
 
     def hear(self) -> None:
         """A gateway has said something, or is gone."""
@@ -165,9 +194,13 @@ class Gateways:
             lambda seen: seen.serial >= serial and address not in seen.leaving, within
         )
 
+    def _seen(self) -> list[Seen]:
+        told = [one.seen for one in self.keepers if one.seen is not None]
+        return told + [one.seen for one in self._watchers.values()]
+
     async def _until(self, holds: Callable[[Seen], bool], within: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while not all(holds(one.seen) for one in self.keepers if one.seen is not None):
+                while not all(map(holds, self._seen())):
                     self._news.clear()
                     await self._news.wait()

@@ -160,8 +160,9 @@ class Supervisor:
             )
 
         return TensorWorkerKeeper(
-            source.name, source.version, configure, self._control, folder, hang, changed
-        )
+            source.name, source.version, configure, self._control, folder, hang, changed,
+            gateways=self._gateways,
+        )  # fmt: skip
 
     def _gateway_config(self, identity: str) -> GatewayConfig:
         return launch.gateway_config(

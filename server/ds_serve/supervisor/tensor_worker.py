@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ds_serve import child
 from ds_serve.supervisor.control import Control
+from ds_serve.supervisor.gateways import Gateways
 from ds_serve.supervisor.process import Process
 from ds_serve.supervisor.worker import READY, WorkerKeeper
-from ds_serve.transport.messages import Beat, Loaded, Stop, ToSupervisor
+from ds_serve.transport.messages import Beat, Loaded, Seen, Stop, ToSupervisor, Watch
 from ds_serve.worker.config import WorkerConfig
 
 CHECK_SECONDS = 0.5
@@ -33,12 +34,15 @@ class TensorWorkerKeeper(WorkerKeeper):
         folder: Path,
         hang_timeout: float,
         on_change: Callable[[], None],
+        *,
+        gateways: Gateways | None = None,
     ) -> None:
         super().__init__(name, version, on_change)
         self._configure = configure
         self._control = control
         self._folder = folder
         self._hang_timeout = hang_timeout
+        self._gateways = gateways
         self._identity = ""
         self._busy = 0.0
         self._heard = 0.0
@@ -54,6 +58,13 @@ class TensorWorkerKeeper(WorkerKeeper):
             [sys.executable, "-m", "ds_serve.worker", str(file)],
             self._folder / f"{incarnation}.failure",
         )
+
+    async def _live(self) -> bool:
+        try:
+            return await super()._live()
+        finally:
+            if self._gateways is not None:
+                self._gateways.unwatch(self._identity)
 
     async def _watch(self, process: Process) -> None:
         while True:
@@ -80,3 +91,8 @@ class TensorWorkerKeeper(WorkerKeeper):
                 self._is_ready()
             case Beat():
                 self._busy = message.busy
+            case Watch() if self._gateways is not None:
+                identity = self._identity
+                self._gateways.watch(identity, lambda now: self._control.send(identity, now))
+            case Seen() if self._gateways is not None:
+                self._gateways.saw(self._identity, message)

@@ -197,6 +197,10 @@ class Loaded(msgspec.Struct, array_like=True, tag=1):
     address: str
 
 
+class Watch(msgspec.Struct, array_like=True, tag=6):
+    """A worker wants to know the models, as gateways do: its own sends requests to others."""
+
+
 class Beat(msgspec.Struct, array_like=True, tag=2):
     """A worker is alive. `busy` is the age in seconds of its oldest running batch, or 0."""
 
@@ -259,5 +263,5 @@ class Seen(msgspec.Struct, array_like=True, tag=5):
 
 ToWorker = Infer | Cancel | StatisticsQuery | Attach
 FromWorker = Answer | Statistics | Attached
-ToSupervisor = Hello | Listening | Loaded | Beat | Seen | Order
+ToSupervisor = Hello | Listening | Loaded | Beat | Seen | Watch | Order
 FromSupervisor = Stop | Registry | Reply | Tuning

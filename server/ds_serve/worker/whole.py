@@ -8,7 +8,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ds_engines import datatypes
 from ds_engines.base import Tensors
@@ -19,6 +20,9 @@ from ds_serve.scheduler.queue import Entry, Queue
 from ds_serve.transport.link import Link
 from ds_serve.transport.messages import About, Answer, Fault, Schedule, Tensor
 from ds_serve.worker.work import Job, Timing, lane_of
+
+if TYPE_CHECKING:
+    from ds_serve.worker.calls import Calls
 
 OnAnswers = Callable[[list[tuple[Job, Answer]], list[Job]], None]
 
@@ -80,6 +84,15 @@ class Whole:
         self._open: set[Hashable] = set()
         self._closed = asyncio.Event()
         self._ready: deque[tuple[Job, Answer]] = deque()
+
+    def call_by(self, tell: Callable[[object], None], folder: Path) -> Calls:
+        """Let the model call others. `tell` sends to the supervisor, `folder` is the gateways'."""
+        # What gateways are made of takes time to import: other workers need none of it.
+        from ds_serve.worker.calls import Calls  # noqa: PLC0415
+
+        calls = Calls(tell, folder)
+        self._engine.use(calls)
+        return calls
 
     def push(self, job: Job) -> None:
         request = job.request

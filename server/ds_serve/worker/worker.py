@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ds_engines.base import BatchEngine
 from ds_engines.errors import DeadlineExceeded, ServeError, Unavailable
@@ -26,6 +27,7 @@ from ds_serve.transport.messages import (
     Hello,
     Infer,
     Loaded,
+    Registry,
     StatisticsQuery,
     Stop,
     Tuning,
@@ -37,6 +39,9 @@ from ds_serve.worker.responses import responses
 from ds_serve.worker.shared import SharedMemory
 from ds_serve.worker.whole import Whole, timing_of
 from ds_serve.worker.work import Job, Timing, arrays_of
+
+if TYPE_CHECKING:
+    from ds_serve.worker.calls import Calls
 
 BEAT_SECONDS = 0.5
 
@@ -59,6 +64,7 @@ class Worker:
         self._whole = self._plan if isinstance(self._plan, Whole) else None
         if self._whole is not None:
             self._whole.on_answers = self._answer_whole
+        self._calls: Calls | None = None
         self._batcher = Batcher(
             self._queue,
             self._spec.slots,
@@ -76,6 +82,8 @@ class Worker:
         """
         gateways = await listen(socket, lambda: Link(self._receive, self._pump, self._forget))
         await connect(control, self._supervisor)
+        if self._whole is not None:
+            self._calls = self._whole.call_by(self._tell_supervisor, control.parent)
         child.settle()
         self._supervisor.send(
             frames_of([Hello(self._identity), Loaded(self._spec.public, str(socket))])
@@ -88,6 +96,8 @@ class Worker:
             self._refuse_rest()
         await asyncio.sleep(0)  # the last answers leave with this turn of the loop
         beating.cancel()
+        if self._calls is not None:
+            self._calls.close()
         self._batcher.close()
         if self._responses is not None:
             self._responses.close()
@@ -244,10 +254,16 @@ class Worker:
 
     def _obey(self, link: Link, frames: list[memoryview]) -> None:
         for message in read_from_supervisor(frames):
-            if isinstance(message, Tuning):
+            if isinstance(message, Registry):
+                if self._calls is not None:
+                    self._calls.update(message)
+            elif isinstance(message, Tuning):
                 logs.apply(message.logs, self._identity)
             elif isinstance(message, Stop) and not self._stopped.done():
                 self._stopped.set_result(message.grace)
+
+    def _tell_supervisor(self, message: object) -> None:
+        self._supervisor.send(frames_of([message]))
 
     async def _beat(self) -> None:
         while True:

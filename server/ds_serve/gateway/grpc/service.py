@@ -78,7 +78,8 @@ class InferenceService(Management):
 
     def answers_often(self, request: pb.ModelInferRequest) -> bool:
         """Whether the model may give several answers. Raises NotFound, Unavailable."""
-        return self.gateway.spec(request.model_name, request.model_version).task == "text"
+        spec = self.gateway.spec(request.model_name, request.model_version)
+        return spec.decoupled or spec.task == "text"
 
     async def replies(
         self, request: pb.ModelInferRequest, timeout: float | None, parent: str = ""
