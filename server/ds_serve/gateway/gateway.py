@@ -214,7 +214,8 @@ class Gateway:
         asked = [
             asyncio.ensure_future(each.backend.statistics())
             for each in self._served.values()
-            if not _is_text(each.state)  # which write at once, and are read from the metrics
+            # Text models write at once, ensembles are run here: both are read from the metrics.
+            if not _is_text(each.state) and not _is_ensemble(each.state)
         ]
         if asked:
             _, late = await asyncio.wait(asked, timeout=METRICS_SECONDS)
