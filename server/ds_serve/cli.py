@@ -50,6 +50,11 @@ HELP = {
     "trace_rate": "trace one request in so many",
     "trace_count": "traces to make at most; -1: no end",
     "trace_log_frequency": "traces for each file, X.0, X.1 and so on; 0: one file",
+    "api_keys": "file of API keys; none: everybody is let in",
+    "open_metrics": "whether the metrics need no key",
+    "tls_certificate": "certificate of both ports, in PEM; none: no encryption",
+    "tls_key": "the certificate's key, in PEM",
+    "tls_client_ca": "who signs clients' certificates, in PEM; then each must show one",
     "log_format": "text, json, or ISO8601 for text with whole dates",
     "log_level": "debug, info, warning or error",
 }

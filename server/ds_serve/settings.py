@@ -10,6 +10,8 @@ import msgspec
 from ds_engines.errors import ConfigError
 from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.logs import FORMATS, LEVELS, LogSettings
+from ds_serve.security.settings import Security
+from ds_serve.security.tls import TLS
 from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
@@ -55,6 +57,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trace_count: int = TraceSettings().trace_count
     trace_log_frequency: int = TraceSettings().log_frequency
     otlp_endpoint: str = ""
+    api_keys: str = ""
+    open_metrics: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
     log_format: str = "text"
     log_level: str = "info"
 
@@ -66,6 +73,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_request_bytes=self.max_request_bytes,
             max_bytes_in_flight=self.max_bytes_in_flight,
         )
+
+    @property
+    def security(self) -> Security:
+        """Without keys, a control mode in which clients may load models says that they may."""
+        return Security(
+            keys=_absolute(self.api_keys),
+            open_metrics=self.open_metrics,
+            open_control=self.model_control_mode == "explicit",
+            tls=TLS(
+                _absolute(self.tls_certificate),
+                _absolute(self.tls_key),
+                _absolute(self.tls_client_ca),
+            ),
+        )
+
+    @property
+    def grpc_carrier(self) -> str:
+        """Only grpcio encrypts."""
+        return "grpcio" if self.tls_certificate else self.grpc_server
 
     @property
     def logs(self) -> LogSettings:
@@ -121,6 +147,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"--load-model {self.load_model[0]} needs --model-control-mode=explicit, but the "
                 f"mode is {mode}"
             )
+        self.security.check()
+        if self.tls_certificate and self.grpc_server == "pyvoy":
+            raise ConfigError("--tls-certificate: with TLS, gRPC is carried by grpcio, not pyvoy")
         self._require("grpc_server", self.grpc_server in GRPC_SERVERS, " or ".join(GRPC_SERVERS))
         self._check_compression()
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
@@ -144,6 +173,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _require(self, name: str, holds: bool, right: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}; it must be {right}")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path else ""
 
 
 _KINDS = {name: type(getattr(Settings(), name)) for name in Settings.__struct_fields__}

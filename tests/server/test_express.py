@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.gateway.http.express import JOIN_BELOW, Protocol, wire
+from ds_serve.security.guard import EVERYBODY, Caller
 
 IDLE = 0.3
 
@@ -40,13 +41,15 @@ class Call:
 
 
 class Route:
+    guard = EVERYBODY
+
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
     def takes(self, headers: dict[bytes, bytes]) -> bool:
         return True
 
-    def call(self, model: str, version: str, headers: dict[bytes, bytes]) -> Call:
+    def call(self, model: str, version: str, headers: dict[bytes, bytes], caller: Caller) -> Call:
         self.calls.append(Call(headers))
         return self.calls[-1]
 

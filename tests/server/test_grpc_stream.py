@@ -24,14 +24,14 @@ class Service:
             raise RuntimeError("a fault of ours")
         return request.model_name == "text"
 
-    def begin(self, request, timeout, done, *, parent):
+    def begin(self, request, timeout, done, *, parent, caller):
         if request.model_name == "wrong":
             raise InvalidRequest("no such input")
         self.timeouts.append(timeout)
         self.waiting[request.id] = done
         return lambda: self.abandoned.append(request.id)
 
-    async def replies(self, request, timeout, *, parent):
+    async def replies(self, request, timeout, *, parent, caller):
         for final in (False, False, True):
             reply = pb.ModelInferResponse(id=request.id)
             reply.parameters["triton_final_response"].bool_param = final

@@ -25,6 +25,10 @@ from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http import rest
 from ds_serve.gateway.http.app import Application
 from ds_serve.gateway.http.express import Protocol
+from ds_serve.security.asgi import Guarded
+from ds_serve.security.guard import Guard
+from ds_serve.security.pace import Paced
+from ds_serve.security.tls import Certificates
 from ds_serve.transport.codec import frames_of, read_from_supervisor
 from ds_serve.transport.link import Link, connect
 from ds_serve.transport.messages import (
@@ -49,6 +53,9 @@ the newest have sent theirs, and it was not read yet."""
 
 LAST_ANSWERS = 1.0
 """Seconds that the refusals of what was not finished get to leave."""
+
+RENEW_EVERY = 5.0
+"""Seconds between two looks at the certificates."""
 
 SO_ATTACH_FILTER = 26
 BPF_RETURN = 6
@@ -112,18 +119,21 @@ async def serve(config: GatewayConfig) -> None:
     # One that joins other gateways at their ports must know the models from its first request on.
     await _update(gateway, registries, supervisor)
     updating = asyncio.create_task(_keep_updated(gateway, registries, supervisor))
-    http = _http(config, Application(gateway, budget))
+    guard = config.security.guard(config.control.parent)
+    certificates = Certificates(config.security.tls) if config.security.tls.on else None
+    http = _http(config, Application(gateway, budget, guard), guard, certificates)
     grpc = grpc_server.build(
-        InferenceService(gateway, budget),
+        InferenceService(gateway, budget, guard),
         config.grpc_server,
         f"{_bracketed(config.host)}:{config.grpc_port}",
         config.limits.max_request_bytes,
         compressed=config.grpc_compressed,
+        tls=config.security.tls,
     )
     await grpc.start()
     listener = listen(config.host, config.http_port)
     serving = asyncio.create_task(http.serve(sockets=[listener]))
-    telling = _tell_metrics(config, gateway)
+    chores = (_tell_metrics(config, gateway), asyncio.create_task(_renew(certificates)))
     while not http.started and not serving.done():
         await asyncio.sleep(0.01)
     child.settle()
@@ -141,7 +151,8 @@ async def serve(config: GatewayConfig) -> None:
         log.warning("requests were still running after %.1f s; they fail now", grace)
         await asyncio.wait(unfinished, timeout=LAST_ANSWERS)
     metrics.tell_all()
-    telling.cancel()
+    for chore in chores:
+        chore.cancel()
     supervisor.close()
 
 
@@ -178,11 +189,30 @@ def _tell_metrics(config: GatewayConfig, gateway: Gateway) -> asyncio.Future[Non
     return asyncio.ensure_future(server.serve(sockets=[listener]))
 
 
-def _http(config: GatewayConfig, application: Application) -> _Server:
+async def _renew(certificates: Certificates | None) -> None:
+    while certificates is not None:
+        await asyncio.sleep(RENEW_EVERY)
+        certificates.refresh()
+
+
+class _Connection(Paced, Protocol):
+    """One whose client must keep pace."""
+
+
+def _http(
+    config: GatewayConfig,
+    application: Application,
+    guard: Guard,
+    certificates: Certificates | None,
+) -> _Server:
+    factory = None if certificates is None else lambda *_: certificates.http
     return _Server(
         uvicorn.Config(
-            application,
-            http=partial(Protocol, infer=application.infer),  # type: ignore[arg-type]
+            Guarded(application, guard, config.security.open_metrics),
+            http=partial(  # type: ignore[arg-type]
+                _Connection, infer=application.infer, pace=config.security.pace
+            ),
+            ssl_context_factory=factory,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ds_serve.child import ChildConfig
+from ds_serve.security.settings import Security
 
 SERVER = "ds-serve"
 """What the server calls itself, unless it is told to call itself otherwise."""
@@ -30,4 +31,5 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     grpc_server: str = "native"
     grpc_compressed: bool = False
     limits: Limits
+    security: Security = Security()
     strict_readiness: bool = True

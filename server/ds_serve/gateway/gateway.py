@@ -19,6 +19,7 @@ from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.gateway.whole import WholeBackend
+from ds_serve.security.guard import Caller
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
@@ -71,7 +72,9 @@ class Gateway:
         self._tracing: tuple[TraceSettings | None, dict[str, TraceSettings]] = (tracing, {})
         self.draining = False
         self.control = Control()
-        self.regions = Regions((folder or Path(tempfile.gettempdir())) / "regions")
+        private = folder or Path(tempfile.gettempdir())
+        self.regions = Regions(private / "regions")
+        self._no_regions = Regions(private / "no-regions")
         self.on_left: Callable[[], None] = _nothing
         """Called when an address is `leaving` no more."""
         self._strict = strict_readiness
@@ -136,6 +139,10 @@ class Gateway:
             new = self._served.get(key)
             if new is None or new.backend is not old.backend:
                 self._retire(old)
+
+    def regions_of(self, caller: Caller) -> Regions:
+        """Where tensors of the caller's may lie: nowhere, if its key does not allow that."""
+        return self.regions if caller.shares_memory else self._no_regions
 
     def spec(self, name: str, version: str = "") -> ModelSpec:
         """The spec of a model that is ready. Raises NotFound, Unavailable."""

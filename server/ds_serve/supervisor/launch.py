@@ -152,8 +152,9 @@ def gateway_config(
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=settings.metrics_port,
-        grpc_server=settings.grpc_server,
+        grpc_server=settings.grpc_carrier,
         grpc_compressed=settings.grpc_infer_response_compression_level != "none",
         limits=settings.limits,
+        security=settings.security,
         strict_readiness=settings.strict_readiness,
     )

@@ -26,6 +26,7 @@ from ds_serve.gateway.grpc import framing
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.stream import Service, Stream
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.security.guard import Guard, Identity
 from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ Send = Callable[[dict[str, Any]], "asyncio.Future[None]"]
 class Streams:
     """The application. `send` must begin to write when it is called, awaited or not."""
 
-    def __init__(self, service: Service, ids: RequestIds, largest: int) -> None:
+    def __init__(self, service: Service, ids: RequestIds, largest: int, guard: Guard) -> None:
         self._service = service
+        self._guard = guard
         self._ids = ids
         self._largest = largest
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -106,9 +108,10 @@ class Streams:
         reader = framing.Reader(self._largest, framing.find(headers, b"grpc-encoding"))
         seconds = framing.seconds(headers)
         parent = framing.find(headers, PARENT.encode()) or b""
+        identity = self._guard.identify(framing.find(headers, b"authorization"))
         try:
             async with asyncio.timeout(seconds):
-                await call.run(reader, seconds, parent.decode("latin-1"))
+                await call.run(reader, seconds, parent.decode("latin-1"), identity)
         except TimeoutError:
             raise DeadlineExceeded(f"the stream was not done within {seconds:g} s") from None
 
@@ -146,9 +149,11 @@ class _Call:
         self._flushing: asyncio.Handle | None = None
         self._written = asyncio.Event()
 
-    async def run(self, reader: framing.Reader, seconds: float | None, parent: str) -> None:
+    async def run(
+        self, reader: framing.Reader, seconds: float | None, parent: str, identity: Identity
+    ) -> None:
         """Until all requests are answered. Raises what ends the stream."""
-        self._stream = stream = Stream(self._service, seconds, self._emit, parent)
+        self._stream = stream = Stream(self._service, seconds, self._emit, parent, identity)
         self._read(reader, stream)
         wrong = await self._all_read
         while stream.busy:

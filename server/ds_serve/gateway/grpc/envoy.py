@@ -100,7 +100,7 @@ class Application:
     ) -> PairedServer:
         """Envoy listens once there is a server to listen for."""
         server = PairedServer(service, ids, options)
-        server.streams = self._streams = Streams(service, ids, largest)
+        server.streams = self._streams = Streams(service, ids, largest, service.guard)
         self._ready.set()
         return server
 

@@ -26,6 +26,7 @@ from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon
+from ds_serve.security.rpc import let_in
 from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,10 @@ class QuickServer(pygrpc_native.aio.Server):
         try:
             request, raw = codec.read(payload)
             answer = partial(self._answer, call_id, given)
+            caller = let_in(self._service.guard, METHOD, request, metadata)
             parent = _parent(metadata) if self._service.gateway.tracer.on else ""
-            self._running[call_id] = self._service.begin(request, seconds, answer, raw, parent)
+            begin = self._service.begin
+            self._running[call_id] = begin(request, seconds, answer, raw, parent, caller)
         except DecodeError:
             name = pb.ModelInferRequest.DESCRIPTOR.full_name
             self._refuse(call_id, given, InvalidRequest(f"the request's bytes are no {name}"))

@@ -30,6 +30,9 @@ from ds_serve.gateway.grpc.health import HEALTH, Health
 from ds_serve.gateway.grpc.quick import QuickServer
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.security.guard import ANYBODY, Guard, Identity
+from ds_serve.security.rpc import let_in, let_in_stream, shown
+from ds_serve.security.tls import TLS, grpc_credentials
 from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Methods = dict[str, Any]
+NO_TLS = TLS()
 
 
 def build(
@@ -48,6 +52,7 @@ def build(
     largest: int,
     *,
     compressed: bool = False,
+    tls: TLS = NO_TLS,
 ) -> grpc.aio.Server:
     """A server bound to `address`, to be started. `largest`: bytes of one message; `compressed`:
     answers leave in gzip, which grpcio alone can.
@@ -73,7 +78,10 @@ def build(
             server.add_generic_rpc_handlers((generic,))
         else:
             server.add_registered_method_handlers(name, methods)
-    server.add_insecure_port(address)
+    if tls.on:
+        server.add_secure_port(address, grpc_credentials(tls))
+    else:
+        server.add_insecure_port(address)
     return server
 
 
@@ -82,8 +90,8 @@ def services(service: InferenceService, ids: RequestIds) -> dict[str, Methods]:
     return {
         SERVICE: {name: _handler(service, name, ids) for name in METHODS},
         HEALTH: _health(service.gateway, ids),
-        reflection.V1: _reflection(ids),
-        reflection.ALPHA: _reflection(ids),
+        reflection.V1: _reflection(service.guard, ids),
+        reflection.ALPHA: _reflection(service.guard, ids),
     }
 
 
@@ -104,8 +112,13 @@ def _health(gateway: Gateway, ids: RequestIds) -> Methods:
     }
 
 
-def _reflection(ids: RequestIds) -> Methods:
-    answer = _stream(reflection.answers, reflection.METHOD, ids)
+def _reflection(guard: Guard, ids: RequestIds) -> Methods:
+    def answers(
+        requests: Any, left: float | None, parent: str, identity: Identity
+    ) -> AsyncIterator[Any]:
+        return reflection.answers(requests, left)
+
+    answer = _stream(answers, reflection.METHOD, ids, guard)
     read = _reader(ServerReflectionRequest)
     write = ServerReflectionResponse.SerializeToString
     return {reflection.METHOD: grpc.stream_stream_rpc_method_handler(answer, read, write)}
@@ -119,8 +132,10 @@ def _handler(
     read = _reader(method.request)
     write: Any = method.response.SerializeToString
     if method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(_stream(call, name, ids), read, write)
-    return grpc.unary_unary_rpc_method_handler(_unary(call, name, ids), read, write)
+        stream = _stream(call, name, ids, service.guard)
+        return grpc.stream_stream_rpc_method_handler(stream, read, write)
+    unary = _unary(call, name, ids, service.guard)
+    return grpc.unary_unary_rpc_method_handler(unary, read, write)
 
 
 def _reader(kind: Any) -> Callable[[bytes], Any]:
@@ -138,8 +153,9 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
 
 
 def _unary(
-    call: Callable[..., Awaitable[Any]], name: str, ids: RequestIds
+    call: Callable[..., Awaitable[Any]], name: str, ids: RequestIds, guard: Guard | None = None
 ) -> Callable[[Any, Context], Awaitable[Any]]:
+    """Without `guard` everybody is let in."""
     timed = name in WITH_DEADLINE
     succeeded = metrics.gateway_responses.labels("grpc", "OK")
 
@@ -147,8 +163,15 @@ def _unary(
         try:
             if isinstance(request, ServeError):
                 raise request
-            left = context.time_remaining() if timed else None
-            reply = await (call(request, left, _parent(context)) if timed else call(request))
+            caller = ANYBODY
+            if guard is not None:
+                caller = let_in(guard, name, request, context.invocation_metadata())
+            with caller:
+                if timed:
+                    left = context.time_remaining()
+                    reply = await call(request, left, _parent(context), caller)
+                else:
+                    reply = shown(caller, await call(request))
         except ServeError as error:
             await _abort(context, name, ids, error)
         except Exception:
@@ -164,12 +187,16 @@ def _unary(
 
 
 def _stream(
-    call: Callable[..., AsyncIterator[Any]], name: str, ids: RequestIds
+    call: Callable[..., AsyncIterator[Any]], name: str, ids: RequestIds, guard: Guard
 ) -> Callable[..., Any]:
     async def answer(requests: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            identity = let_in_stream(guard, context.invocation_metadata())
+        except ServeError as error:
+            await _abort(context, name, ids, error)
         unread: list[ServeError] = []
         left, parent = context.time_remaining(), _parent(context)
-        async for reply in call(_readable(requests, unread), left, parent):
+        async for reply in call(_readable(requests, unread), left, parent, identity):
             yield reply
         if unread:
             await _abort(context, name, ids, unread[0])

@@ -20,6 +20,7 @@ from ds_serve.gateway.grpc.management import Management
 from ds_serve.gateway.grpc.stream import Done, Stream
 from ds_serve.gateway.requests import Abandon, InferReply, resolve
 from ds_serve.gateway.requests import Done as InferDone
+from ds_serve.security.guard import ANYBODY, EVERYBODY, Caller, Guard, Identity
 from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
@@ -29,15 +30,21 @@ class InferenceService(Management):
     """GRPCInferenceService. `timeout` arguments are seconds left of the caller's deadline, `parent`
     ones name its span."""
 
-    def __init__(self, gateway: Gateway, budget: Budget) -> None:
+    def __init__(self, gateway: Gateway, budget: Budget, guard: Guard = EVERYBODY) -> None:
         super().__init__(gateway)
+        self.guard = guard
         self._budget = budget
 
     async def ModelInfer(  # noqa: N802
-        self, request: pb.ModelInferRequest, timeout: float | None = None, parent: str = ""
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None = None,
+        parent: str = "",
+        caller: Caller = ANYBODY,
     ) -> pb.ModelInferResponse:
         answer: asyncio.Future[pb.ModelInferResponse] = asyncio.get_running_loop().create_future()
-        abandon = self.begin(request, timeout, partial(resolve, answer), parent=parent)
+        done = partial(resolve, answer)
+        abandon = self.begin(request, timeout, done, parent=parent, caller=caller)
         try:
             return await answer
         finally:
@@ -50,21 +57,27 @@ class InferenceService(Management):
         done: Done,
         raw: Sequence[memoryview] = (),
         parent: str = "",
+        caller: Caller = ANYBODY,
     ) -> Abandon:
         """ModelInfer without a task. Raises what is wrong at once; `done` is told the rest,
         unless the call is abandoned first. `raw`: see `codec.read`; `parent`: the caller's span.
         """
-        return _Call(self, request, timeout, done, raw, parent).abandon
+        try:
+            return _Call(self, request, timeout, done, raw, parent, caller).abandon
+        except BaseException:
+            caller.close()
+            raise
 
     async def ModelStreamInfer(  # noqa: N802
         self,
         requests: AsyncIterable[pb.ModelInferRequest],
         timeout: float | None = None,
         parent: str = "",
+        identity: Identity = EVERYBODY,
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Requests of a stream run side by side; each answer is sent as soon as it is there."""
         answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
-        stream = Stream(self, timeout, answers.put_nowait, parent)
+        stream = Stream(self, timeout, answers.put_nowait, parent, identity)
         reader = asyncio.ensure_future(_read(requests, stream, answers))
         try:
             while (answer := await answers.get()) is not None:
@@ -82,16 +95,22 @@ class InferenceService(Management):
         return spec.decoupled or spec.task == "text"
 
     async def replies(
-        self, request: pb.ModelInferRequest, timeout: float | None, parent: str = ""
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        parent: str = "",
+        caller: Caller = ANYBODY,
     ) -> AsyncIterator[pb.ModelInferResponse]:
         """All answers, each marked with whether it is the last one."""
         size = request.ByteSize()
         trace = self._trace(parent)
         self._budget.take(size)
         try:
-            seconds, regions = self._seconds(request.model_name, timeout), self.gateway.regions
+            seconds = self._seconds(request.model_name, timeout)
+            regions = self.gateway.regions_of(caller)
             typed, wanted = codec.decode(request, seconds, regions=regions)
             typed.trace = trace
+            typed.partition = caller.name
             empty_too = codec.wants_empty_final(request)
             async for reply in self.gateway.submit(typed):
                 if reply.final and not reply.outputs and not empty_too:
@@ -133,7 +152,9 @@ class InferenceService(Management):
 class _Call:
     """One ModelInfer. What ends it, an answer or `abandon`, gives back what it holds."""
 
-    __slots__ = ("_abandon", "_done", "_named", "_places", "_service", "_size", "_trace")
+    __slots__ = (
+        "_abandon", "_caller", "_done", "_named", "_places", "_service", "_size", "_trace",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -143,7 +164,9 @@ class _Call:
         done: Done,
         raw: Sequence[memoryview],
         parent: str,
+        caller: Caller,
     ) -> None:
+        self._caller = caller
         self._service = service
         self._done = done
         self._trace = service._trace(parent)
@@ -154,9 +177,10 @@ class _Call:
         self._size = size
         try:
             seconds = service._seconds(request.model_name, timeout)
-            regions = service.gateway.regions
+            regions = service.gateway.regions_of(caller)
             typed, wanted = codec.decode(request, seconds, raw, regions)
             typed.trace = self._trace
+            typed.partition = caller.name
             self._places = wanted.places
             answer: InferDone = self._answer
             if wanted.classes:
@@ -183,7 +207,9 @@ class _Call:
             self._done(outcome)
             return
         try:
-            message = codec.encode(outcome, self._places, self._service.gateway.regions)
+            message = codec.encode(
+                outcome, self._places, self._service.gateway.regions_of(self._caller)
+            )
         except ServeError as error:
             self._done(error)
             return
@@ -206,6 +232,7 @@ class _Call:
     def _end(self) -> None:
         self._service._budget.give(self._size)
         self._size = -1
+        self._caller.close()
 
 
 async def _read(

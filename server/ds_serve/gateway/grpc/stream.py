@@ -13,9 +13,12 @@ from typing import Protocol
 from ds_engines.errors import EngineFailure, ServeError
 from ds_proto import grpc_service_pb2 as pb
 from ds_serve.gateway.requests import Abandon
+from ds_serve.security.guard import EVERYBODY, Caller, Identity
+from ds_serve.security.rpc import let_in_next
 
 log = logging.getLogger(__name__)
 
+METHOD = "ModelStreamInfer"
 IN_FLIGHT = 1024
 """Requests of one stream that may wait for their answers, with the answers that wait to be sent;
 then the stream is read no further."""
@@ -34,6 +37,7 @@ class Service(Protocol):
         done: Done,
         *,
         parent: str,
+        caller: Caller,
     ) -> Abandon:
         """One answer. Raises what is wrong at once; `done` is told the rest."""
 
@@ -41,7 +45,12 @@ class Service(Protocol):
         """Whether the model may give several answers. Raises NotFound, Unavailable."""
 
     def replies(
-        self, request: pb.ModelInferRequest, timeout: float | None, *, parent: str
+        self,
+        request: pb.ModelInferRequest,
+        timeout: float | None,
+        *,
+        parent: str,
+        caller: Caller,
     ) -> AsyncIterator[pb.ModelInferResponse]:
         """All answers, each marked with whether it is the last one."""
 
@@ -54,10 +63,16 @@ class Stream:
     """
 
     def __init__(
-        self, service: Service, timeout: float | None, emit: Emit, parent: str = ""
+        self,
+        service: Service,
+        timeout: float | None,
+        emit: Emit,
+        parent: str = "",
+        identity: Identity = EVERYBODY,
     ) -> None:
         self._service = service
         self._parent = parent
+        self._identity = identity
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._emit = emit
         self._keys = count()
@@ -79,13 +94,12 @@ class Stream:
         """Begin a request. What is wrong with it becomes its answer, and the stream goes on."""
         key = next(self._keys)
         try:
-            if self._service.answers_often(request):
-                self._running[key] = self._begin_task(key, request)
-            else:
-                done = partial(self._answer, key, request)
-                self._running[key] = self._service.begin(
-                    request, self._left(), done, parent=self._parent
-                )
+            caller = let_in_next(self._identity, METHOD, request)
+            try:
+                self._running[key] = self._begin(key, request, caller)
+            except BaseException:
+                caller.close()
+                raise
         except ServeError as error:
             self._put(failed(request, error))
         except Exception:
@@ -131,18 +145,27 @@ class Stream:
             outcome.parameters["triton_final_response"].bool_param = True
             self._put(pb.ModelStreamInferResponse(infer_response=outcome))
 
-    def _begin_task(self, key: int, request: pb.ModelInferRequest) -> Abandon:
-        task = asyncio.ensure_future(self._converse(key, request))
+    def _begin(self, key: int, request: pb.ModelInferRequest, caller: Caller) -> Abandon:
+        if self._service.answers_often(request):
+            return self._begin_task(key, request, caller)
+        done = partial(self._answer, key, request)
+        begin = self._service.begin
+        return begin(request, self._left(), done, parent=self._parent, caller=caller)
+
+    def _begin_task(self, key: int, request: pb.ModelInferRequest, caller: Caller) -> Abandon:
+        task = asyncio.ensure_future(self._converse(key, request, caller))
+        task.add_done_callback(lambda _: caller.close())
 
         def abandon() -> None:
             task.cancel()
 
         return abandon
 
-    async def _converse(self, key: int, request: pb.ModelInferRequest) -> None:
+    async def _converse(self, key: int, request: pb.ModelInferRequest, caller: Caller) -> None:
         """Send the answers on as they come, no faster than they are taken away."""
         try:
-            async for reply in self._service.replies(request, self._left(), parent=self._parent):
+            replies = self._service.replies
+            async for reply in replies(request, self._left(), parent=self._parent, caller=caller):
                 while self._unsent >= IN_FLIGHT:
                     await self._change()
                 self._put(pb.ModelStreamInferResponse(infer_response=reply))

@@ -10,15 +10,16 @@ from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
 from ds_serve.gateway.http.infer import PATH, InferRoute
 from ds_serve.gateway.http.openai import OpenAIRoutes
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.security.guard import EVERYBODY, Guard
 
 
 class Application:
     """Picks the route."""
 
-    def __init__(self, gateway: Gateway, budget: Budget) -> None:
+    def __init__(self, gateway: Gateway, budget: Budget, guard: Guard = EVERYBODY) -> None:
         self._ids = RequestIds()
         self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
-        self.infer = InferRoute(gateway, budget, self._ids, self._in_flight)
+        self.infer = InferRoute(gateway, budget, self._ids, self._in_flight, guard)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
         self._generate = generate.GenerateRoute(gateway, budget, self._ids)
         self._rest = rest.build(gateway, budget)

@@ -18,6 +18,7 @@ from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.kserve import JSON_BODY, model_route
 from ds_serve.gateway.regions import Region
+from ds_serve.security.asgi import caller_of
 
 T = TypeVar("T")
 
@@ -140,6 +141,7 @@ def _repository(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
         return [
             {"name": each.name, "version": each.version, "state": each.state, "reason": each.reason}
             for each in found
+            if caller_of(request.scope).allows(each.name)
         ]
 
     @app.post(f"{path}/models/{{model}}/load", **about)

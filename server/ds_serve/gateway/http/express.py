@@ -14,9 +14,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from ds_engines.errors import ServeError
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.gateway.http.infer import Call, InferRoute
 from ds_serve.gateway.http.request_ids import HEADER
+from ds_serve.security.asgi import AUTHORIZATION
+from ds_serve.security.guard import Kind
 
 PATH = re.compile(rb"/v2/models/([\w.~-]+)(?:/versions/(\w+))?/infer")
 UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
@@ -176,5 +179,10 @@ class Protocol(HttpToolsProtocol):
         headers = dict(self.headers)
         if not UNUSUAL.isdisjoint(headers) or not self._infer.takes(headers):
             return None
-        call = self._infer.call(match[1].decode(), (match[2] or b"").decode(), headers)
+        model = match[1].decode()
+        try:
+            caller = self._infer.guard.check(headers.get(AUTHORIZATION), model, Kind.INFER)
+        except ServeError:
+            return None
+        call = self._infer.call(model, (match[2] or b"").decode(), headers, caller)
         return Exchange(self, call, parser.should_keep_alive())

@@ -17,6 +17,7 @@ from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.kserve_codec import header_timeout
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import InferRequest
+from ds_serve.security.asgi import caller_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class GenerateRoute:
         headers = dict(scope["headers"])
         out = _Out(send, self._ids.of(headers.get(HEADER)), closing=self._gateway.draining)
         try:
-            await self._run(scope["path"], headers, receive, out)
+            await self._run(scope, headers, receive, out)
         except Cancelled:
             return
         except ServeError as error:
@@ -44,12 +45,13 @@ class GenerateRoute:
         metrics.gateway_responses.labels("http", str(out.status)).inc()
 
     async def _run(
-        self, path: str, headers: dict[bytes, bytes], receive: Receive, out: _Out
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, out: _Out
     ) -> None:
+        path = scope["path"]
         body = await read_body(headers, receive, self._budget)
         watch = Watch(receive)
         try:
-            await self._answer(path, headers, body, out)
+            await self._answer(scope, headers, body, out)
         except asyncio.CancelledError:
             if watch.gone:
                 raise Cancelled("the client left") from None
@@ -63,13 +65,16 @@ class GenerateRoute:
             watch.stop()
             self._budget.give(len(body))
 
-    async def _answer(self, path: str, headers: dict[bytes, bytes], body: bytes, out: _Out) -> None:
-        match = PATH.fullmatch(path)
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], body: bytes, out: _Out
+    ) -> None:
+        match = PATH.fullmatch(scope["path"])
         assert match is not None, "the application has matched the path"
         spec = self._gateway.spec(match[1], match[2] or "")
         seconds = header_timeout(headers, self._gateway.seconds(spec.name))
         as_events = match[3] == "generate_stream"
         request = generate_codec.decode(spec, body, seconds, stream=as_events)
+        request.partition = caller_of(scope).name
         if as_events:
             await self._stream(request, out)
         else:

@@ -20,6 +20,8 @@ from ds_serve.gateway.http.compression import ACCEPT_ENCODING, CONTENT_ENCODING
 from ds_serve.gateway.http.kserve_codec import HEADER_LENGTH
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon, Done, InferReply, resolve
+from ds_serve.security.asgi import caller_of
+from ds_serve.security.guard import Caller, Guard
 from ds_serve.transport.arena import Block
 
 log = logging.getLogger(__name__)
@@ -34,17 +36,23 @@ class InferRoute:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
 
     def __init__(
-        self, gateway: Gateway, budget: Budget, ids: RequestIds, in_flight: metrics.Tally
+        self,
+        gateway: Gateway,
+        budget: Budget,
+        ids: RequestIds,
+        in_flight: metrics.Tally,
+        guard: Guard,
     ) -> None:
+        self.guard = guard
         self.gateway = gateway
         self.budget = budget
         self.ids = ids
         self.in_flight = in_flight
         self.succeeded = metrics.Tally(metrics.gateway_responses.labels("http", "200").inc)
 
-    def call(self, model: str, version: str, headers: Headers) -> Call:
+    def call(self, model: str, version: str, headers: Headers, caller: Caller) -> Call:
         """A request whose headers are there, and whose body is to come."""
-        return Call(self, model, version, headers)
+        return Call(self, model, version, headers, caller)
 
     def takes(self, headers: Headers) -> bool:
         """Whether a body of the length that the headers announce may come."""
@@ -58,7 +66,7 @@ class InferRoute:
         """As an ASGI application, for requests that cannot take the quick way."""
         match = PATH.fullmatch(scope["path"])
         assert match is not None, "the application has matched the path"
-        call = self.call(match[1], match[2] or "", dict(scope["headers"]))
+        call = self.call(match[1], match[2] or "", dict(scope["headers"]), caller_of(scope))
         try:
             answer = await _read(call, receive)
             if answer is None:
@@ -79,11 +87,14 @@ class Call:
     """
 
     __slots__ = (
-        "_abandon", "_block", "_chunks", "_done", "_ended", "_route", "_size", "_trace", "_wanted",
-        "headers", "model", "request_id", "version",
+        "_abandon", "_block", "_caller", "_chunks", "_done", "_ended", "_route", "_size", "_trace",
+        "_wanted", "headers", "model", "request_id", "version",
     )  # fmt: skip
 
-    def __init__(self, route: InferRoute, model: str, version: str, headers: Headers) -> None:
+    def __init__(
+        self, route: InferRoute, model: str, version: str, headers: Headers, caller: Caller
+    ) -> None:
+        self._caller = caller
         self.model = model
         self.version = version
         self.headers = headers
@@ -138,9 +149,10 @@ class Call:
                 self.headers,
                 self._body(),
                 gateway.seconds(self.model),
-                gateway.regions,
+                gateway.regions_of(self._caller),
             )
             request.trace = self._trace
+            request.partition = self._caller.name
             request.block = self._block
             answer: Done = self._answer
             if self._wanted.classes:
@@ -193,10 +205,11 @@ class Call:
     def _answer(self, outcome: InferReply | ServeError) -> None:
         if self._ended:
             return
+        gateway = self._route.gateway
         try:
             if isinstance(outcome, ServeError):
                 raise outcome
-            answer = kserve_codec.encode(outcome, self._wanted, self._route.gateway.regions)
+            answer = kserve_codec.encode(outcome, self._wanted, gateway.regions_of(self._caller))
         except Exception as error:
             answer = self.refuse(error)
         else:
@@ -232,6 +245,7 @@ class Call:
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
+            self._caller.close()
             self._chunks = []
             if self._block is not None:
                 self._block.free()

@@ -11,6 +11,7 @@ from ds_engines.spec import TensorSpec
 from ds_serve import __version__
 from ds_serve.gateway import describe
 from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.security.asgi import caller_of
 
 
 def add(app: FastAPI, gateway: Gateway) -> None:
@@ -88,7 +89,9 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
         return {"model_stats": found}
 
     async def all_statistics(request: Request) -> dict[str, Any]:
-        return await statistics(request, "", "")
+        allows = caller_of(request.scope).allows
+        found = (await statistics(request, "", ""))["model_stats"]
+        return {"model_stats": [each for each in found if allows(each["name"])]}
 
     app.get("/v2/models/stats", tags=["kserve"])(all_statistics)
     model_route(app, "GET", "/ready", ready)

@@ -24,6 +24,7 @@ from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send, Watch
 from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.kserve_codec import header_timeout
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.security.asgi import caller_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -62,7 +63,9 @@ class OpenAIRoutes:
         body = await read_body(headers, receive, self._budget)
         watch = Watch(receive)
         try:
-            backend = self._gateway.text(_model(body))
+            model = _model(body)
+            caller_of(scope).require(model)
+            backend = self._gateway.text(model)
             passed = {
                 name.decode(): headers[name].decode("latin-1")
                 for name in PASSED_ON

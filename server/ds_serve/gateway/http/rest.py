@@ -15,6 +15,7 @@ from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.http import compression, control, errors, kserve
 from ds_serve.gateway.http.answer import Answer
+from ds_serve.security.asgi import caller_of
 from ds_serve.transport.messages import ModelState
 
 STARTED = int(time.time())
@@ -112,9 +113,11 @@ def _ready(gateway: Gateway) -> JSONResponse:
 
 def _openai(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", tags=["openai"])
-    async def models() -> dict[str, Any]:
+    async def models(request: Request) -> dict[str, Any]:
         """The text models that answer."""
-        return {"object": "list", "data": [_card(state) for state in _texts(gateway)]}
+        allows = caller_of(request.scope).allows
+        texts = [state for state in _texts(gateway) if allows(state.name)]
+        return {"object": "list", "data": [_card(state) for state in texts]}
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
     async def model(model: str) -> Any:

@@ -1,0 +1,226 @@
+"""Keys, TLS and slow clients in the whole server."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx2
+import numpy as np
+import pytest
+import trustme
+from onnx_models import mlp, slow
+from serving import Server, until
+from slow_requests import SECOND
+
+from ds_client import (
+    TLS,
+    Client,
+    Forbidden,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
+from ds_proto.service import METHODS
+from ds_serve.security.keys import entry, make
+
+X = {"x": np.ones((1, 64), np.float32)}
+BODY = {
+    "inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [1.0] * 64}],
+}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Secrets by name; `file` is the file."""
+    folder = tmp_path_factory.mktemp("keys")
+    secrets, text = {}, ""
+    for name, fields in {
+        "admin": "admin = true\n",
+        "user": 'models = ["mlp"]\n',
+        "slow": "requests_per_second = 2\nburst = 4\n",
+        "one": "concurrency = 1\n",
+    }.items():
+        secrets[name], digest = make()
+        text += entry(name, digest) + fields
+    (folder / "keys.toml").write_text(text)
+    return secrets | {"file": folder / "keys.toml"}
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio", "pyvoy"])
+def server(request, keys, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    models = ["--model", mlp(folder / "mlp.onnx"), "--model", slow(folder / "slow.onnx")]
+    carrier = ["--grpc-server", request.param, "--gateways", "2"]
+    with Server(*models, "--api-keys", keys["file"], *carrier) as server:
+        yield server
+
+
+def bearer(secret):
+    return {"authorization": f"Bearer {secret}"}
+
+
+def test_every_route_but_health_asks_for_a_key(server, keys):
+    page = httpx2.get(f"{server.http}/openapi.json", headers=bearer(keys["user"])).json()
+    calls = [(method, path) for path, each in page["paths"].items() for method in each]
+    assert len(calls) > 40
+    for method, path in calls:
+        real = re.sub(r"{\w+(:path)?}", "mlp", path)
+        wanted = 200 if path.startswith(("/health", "/v2/health")) else 401
+        assert httpx2.request(method, server.http + real).status_code == wanted, path
+    for path in ("/", "/docs", "/none", "/v2/models/mlp%2Finfer"):
+        assert httpx2.get(server.http + path).status_code == 401
+    with Client(server.grpc, retry=None) as client:
+        for name, method in METHODS.items():
+            if name == "ModelStreamInfer":
+                continue
+            if name in ("ServerLive", "ServerReady"):
+                client._call(name, method.request())
+                continue
+            with pytest.raises(Unauthenticated):
+                client._call(name, method.request())
+        with pytest.raises(Unauthenticated, match="a key is needed"):
+            list(client.stream("mlp", [X]))
+
+
+def test_a_key_is_good_for_its_models(server, keys):
+    with Client(server.grpc, api_key=keys["user"], retry=None) as client:
+        assert client.infer("mlp", X)["y"].shape == (1, 8)
+        assert [entry.name for entry in client.index()] == ["mlp"]
+        assert [each.name for each in client.statistics()] == ["mlp"]
+        with pytest.raises(Forbidden, match="does not allow model 'slow'"):
+            client.infer("slow", X)
+        replies = {reply.index: reply for reply in client.stream("slow", [X])}
+        assert isinstance(replies[0].error, Forbidden)
+        with pytest.raises(Forbidden, match="no administrator's"):
+            client.load("mlp")
+        assert [*next(client.stream("mlp", [X])).outputs] == ["y"]
+    post = f"{server.http}/v2/models/mlp/infer"
+    assert httpx2.post(post, json=BODY, headers=bearer(keys["user"])).status_code == 200
+    assert httpx2.post(post, json=BODY, headers=bearer("ds-wrong")).status_code == 401
+    index = httpx2.post(f"{server.http}/v2/repository/index", headers=bearer(keys["user"])).json()
+    stats = httpx2.get(f"{server.http}/v2/models/stats", headers=bearer(keys["user"])).json()
+    assert [each["name"] for each in (*index, *stats["model_stats"])] == ["mlp", "mlp"]
+    refused = httpx2.post(
+        f"{server.http}/v2/models/slow/infer", json=BODY, headers=bearer(keys["user"])
+    )
+    assert refused.status_code == 403
+
+
+def test_a_rate_holds_over_both_protocols_and_all_gateways(server, keys):
+    taken = 0
+    with Client(server.grpc, api_key=keys["slow"], retry=None, connections=4) as client:
+        for index in range(20):
+            if index % 2:
+                post = f"{server.http}/v2/models/mlp/infer"
+                status = httpx2.post(post, json=BODY, headers=bearer(keys["slow"])).status_code
+                assert status in (200, 429)
+                taken += status == 200
+                continue
+            with suppress(RateLimited):
+                client.infer("mlp", X)
+                taken += 1
+    assert 4 <= taken < 12
+
+
+def test_one_request_at_a_time(server, keys):
+    inputs = {"x": np.ones((1, 4), np.float32), "steps": np.array([SECOND])}
+    with (
+        Client(server.grpc, api_key=keys["one"], retry=None, connections=4) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        for _ in range(2):  # what was under way is over
+            asked = [pool.submit(client.infer, "slow", inputs) for _ in range(4)]
+            errors = [each.exception() for each in asked]
+            assert [type(error) for error in errors if error] == [RateLimited] * 3
+        with client.pipeline() as pipeline:
+            asked = [pipeline.infer("slow", inputs) for _ in range(4)]
+            assert sum(each.exception() is None for each in asked) == 1
+
+
+def test_shared_memory_needs_permission(server, keys):
+    with (
+        Client(server.grpc, api_key=keys["user"], shared_memory=True) as client,
+        pytest.raises(Forbidden, match="does not allow shared memory"),
+    ):
+        client.infer("mlp", {"x": np.ones((4096, 64), np.float32)})
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 256}
+    tensor = {"name": "x", "shape": [1, 64], "datatype": "FP32", "parameters": region}
+    refused = httpx2.post(
+        f"{server.http}/v2/models/mlp/infer",
+        json={"inputs": [tensor]}, headers=bearer(keys["user"]),
+    )  # fmt: skip
+    assert refused.status_code == 400
+
+
+def test_a_key_that_is_withdrawn_is_no_key(tmp_path):
+    secret, digest = make()
+    other, other_digest = make()
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"keys": {"a": {"sha256": digest}}}))
+    with (
+        Server("--model", mlp(tmp_path / "mlp.onnx"), "--api-keys", file) as server,
+        Client(server.grpc, api_key=secret, retry=None) as client,
+        client.pipeline() as pipeline,
+    ):
+        pipeline.infer("mlp", X).result(30)
+        file.write_text(json.dumps({"keys": {"b": {"sha256": other_digest}}}))
+        with Client(server.grpc, api_key=other, retry=None) as new:
+
+            def known():
+                try:
+                    return bool(new.infer("mlp", X))
+                except Unauthenticated:
+                    return False
+
+            until(known, "the new key is not known", 10)
+        with pytest.raises(Unauthenticated):
+            client.infer("mlp", X)
+        with pytest.raises(Unauthenticated):
+            pipeline.infer("mlp", X).result(30)
+
+
+def test_both_ports_speak_tls(tmp_path, keys):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, identity in (("server", "localhost"), ("client", "me@ds-serve.test")):
+        made = authority.issue_cert(identity)
+        made.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        made.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    flags = [
+        "--tls-certificate", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key",
+        "--tls-client-ca", tmp_path / "ca.pem", "--api-keys", keys["file"],
+    ]  # fmt: skip
+    tls = TLS(tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key", "localhost")
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
+    server = Server("--model", mlp(tmp_path / "mlp.onnx"), *flags)
+    with server:
+        with Client(server.grpc, tls=tls, api_key=keys["user"]) as client:
+            assert client.infer("mlp", X)["y"].shape == (1, 8)
+        port = server.http.rpartition(":")[2]
+        post = f"https://localhost:{port}/v2/models/mlp/infer"
+        answer = httpx2.post(post, json=BODY, headers=bearer(keys["user"]), verify=context)
+        assert answer.status_code == 200
+        with Client(server.grpc, retry=None, timeout=5) as plain, pytest.raises(Unavailable):
+            plain.infer("mlp", X)
+
+
+def test_a_slow_client_is_turned_away(tmp_path):
+    with Server("--model", mlp(tmp_path / "mlp.onnx")) as server:
+        host, port = server.http_address.split(":")
+        with socket.create_connection((host, int(port)), 40) as connection:
+            connection.sendall(b"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: a\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_is_wrong_is_said_at_the_start(tmp_path):
+    (tmp_path / "keys.toml").write_text("[keys.a]\nsha256 = 3\n")
+    server = Server("--model", mlp(tmp_path / "mlp.onnx"), "--api-keys", tmp_path / "keys.toml")
+    with pytest.raises(AssertionError, match=r"keys\.toml, line 2: key 'a': sha256 must be"):
+        server.start().wait_ready()
+    server.close()
