@@ -116,7 +116,7 @@ def _reflection(guard: Guard, ids: RequestIds) -> Methods:
     def answers(
         requests: Any, left: float | None, parent: str, identity: Identity
     ) -> AsyncIterator[Any]:
-        return reflection.answers(requests, left)
+        return reflection.answers(requests, left, parent)
 
     answer = _stream(answers, reflection.METHOD, ids, guard)
     read = _reader(ServerReflectionRequest)
