@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 from ds_engines.errors import ServeError, Unsupported
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import TensorBackend
+from ds_serve.gateway.parameters import NAMES, RESERVED
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.transport.link import Outbox
 from ds_serve.transport.messages import About, Answer, FromWorker, Infer
 
 NOTHING = About()
+
+OURS = NAMES | {"binary_data_output"}
 
 
 class WholeBackend(TensorBackend):
@@ -46,7 +50,7 @@ class WholeBackend(TensorBackend):
             abandon()
 
     def _begin(self, request: InferRequest, done: Done) -> Abandon:
-        self._outbox.about = About(request.id, request.parameters)
+        self._outbox.about = About(request.id, _own(request.parameters))
         return super().begin(request, done)
 
     def _take(self, messages: Iterable[FromWorker]) -> None:
@@ -67,6 +71,17 @@ class WholeBackend(TensorBackend):
             request, done = waiting
             version = self.spec.version
             done(InferReply(request.model, version, request.id, answer.outputs, final=False))
+
+
+def _own(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Those that mean nothing to the server."""
+    if not parameters:
+        return parameters
+    return {
+        name: value
+        for name, value in parameters.items()
+        if name not in OURS and not name.startswith(RESERVED)
+    }
 
 
 class Telling(Outbox):
