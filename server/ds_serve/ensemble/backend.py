@@ -176,6 +176,7 @@ class Run:
             deadline=request.deadline,
             id=request.id,
             outputs=tuple(name for name, _ in part.outputs),
+            parameters=request.parameters,
             schedule=self._schedule,
             partition=request.partition,
         )
