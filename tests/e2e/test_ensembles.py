@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ensembles
+import httpx2
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
 from serving import Server, until
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
 
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 MANY_STEPS = 2_000_000
@@ -179,6 +180,60 @@ def test_failing_step_is_named(server, protocol):
 
 
 @pytest.mark.parametrize("protocol", CLIENTS)
+def test_step_that_refuses_what_another_made_is_named(server, protocol):
+    with client(server, protocol) as triton:
+        for columns in (5, 4, 5, 4):
+            x = np.ones((1, columns), np.float32)
+            if columns == 4:
+                answer = triton.infer("loose", inputs(protocol, x=x))
+                np.testing.assert_array_equal(answer.as_numpy("y"), 3 * x)
+            else:
+                said = refusal(triton.infer, "loose", inputs(protocol, x=x))
+                assert "ensemble 'loose', step 2 (model 'left')" in said
+                assert "[1, 5]" in said
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_shared_memory(server, protocol):
+    x = np.random.default_rng(1).standard_normal((2, 100, 100)).astype(np.float32)
+    region = shared_memory.create_shared_memory_region("ens", f"/ens-{protocol}", 2 * x.nbytes)
+    try:
+        with client(server, protocol) as triton:
+            shared_memory.set_shared_memory_region(region, [x])
+            triton.register_system_shared_memory("ens", f"/ens-{protocol}", 2 * x.nbytes)
+            given = CLIENTS[protocol].InferInput("x", x.shape, "FP32")
+            given.set_shared_memory("ens", x.nbytes)
+            (made,) = wanted(protocol, "y")
+            made.set_shared_memory("ens", x.nbytes, x.nbytes)
+            triton.infer("fourfold", [given], outputs=[made])
+            y = shared_memory.get_contents_as_numpy(region, np.float32, x.shape, x.nbytes)
+            np.testing.assert_array_equal(y, 4 * x)
+            triton.unregister_system_shared_memory("ens")
+    finally:
+        shared_memory.destroy_shared_memory_region(region)
+
+
+def test_client_that_goes_away_cancels_the_steps_to_come(server):
+    before = counted(server, "left")["inference_stats"]["success"]["count"]
+    said = {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]},
+            {"name": "steps", "datatype": "INT64", "shape": [1], "data": [2500]},
+        ]
+    }
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(f"{server.http}/v2/models/long/infer", json=said, timeout=0.5)
+
+    def cancelled() -> bool:
+        name = "nv_inference_request_failure"
+        return server.metric(name, model="long", reason="CANCELED") == 1
+
+    until(cancelled, "the request is cancelled", 20, server.log)
+    until(lambda: server.metric("ds_load", model="slow") == 0, "it ends", 60, server.log)
+    assert counted(server, "left")["inference_stats"]["success"]["count"] == before
+
+
+@pytest.mark.parametrize("protocol", CLIENTS)
 def test_request_is_checked_against_the_ensemble(server, protocol):
     with client(server, protocol) as triton:
         said = refusal(triton.infer, "diamond", inputs(protocol, x=rows(9)))
@@ -290,6 +345,32 @@ def test_requests_in_flight_finish_when_an_ensemble_and_its_models_are_unloaded(
         np.testing.assert_allclose(fates.get(timeout=60), 3 * x, rtol=1e-6)
         asking.join()
         until(lambda: not server.workers(), "the workers go", 20, server.log)
+
+
+@pytest.mark.slow
+def test_members_that_come_later(tmp_path):
+    ensembles.ensemble(tmp_path / "diamond", *ensembles.DIAMOND)
+    flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
+    with Server("--model-repository", tmp_path, *flags) as server, client(server) as triton:
+        assert "step 1 (model 'fork')" in _entry(server, "diamond")["reason"]
+        ensembles.members(tmp_path / ".coming")
+        for folder in (tmp_path / ".coming").iterdir():
+            folder.rename(tmp_path / folder.name)
+        until(lambda: triton.is_model_ready("diamond"), "its members are there", 60, server.log)
+        x = rows()
+        answer = triton.infer("diamond", inputs("http", x=x))
+        np.testing.assert_allclose(answer.as_numpy("sum"), right(x), rtol=1e-5)
+        ensembles.ensemble(
+            tmp_path / "diamond",
+            ensembles.tensors("input", "x") + ensembles.tensors("output", "sum"),
+            ensembles.step("left", {"a": "x"}, {"b": "sum"}),
+        )
+        until(
+            lambda: "tripled" not in str(triton.get_model_metadata("diamond")),
+            "the new configuration is there", 20, server.log,
+        )  # fmt: skip
+        answer = triton.infer("diamond", inputs("http", x=x))
+        np.testing.assert_allclose(answer.as_numpy("sum"), 3 * x, rtol=1e-5)
 
 
 def _asked(server: Server) -> bool:

@@ -77,7 +77,8 @@ def members(repository: Path) -> None:
 
 def repository(folder: Path) -> Path:
     """`diamond`; `outer`, which holds it; `long`, which takes as long as its request says; `picky`,
-    whose second step fails for an index above 15; `fourfold`, of one model twice.
+    whose second step fails for an index above 15; `fourfold`, of one model twice;
+    `loose`, whose second step takes four columns and no others.
     """
     members(folder)
     ensemble(folder / "diamond", *DIAMOND)
@@ -104,6 +105,13 @@ def repository(folder: Path) -> Path:
         tensors("input", "x", dims="-1, -1") + tensors("output", "y", dims="-1, -1"),
         step("double", {"x": "x"}, {"double": "twice"}),
         step("double", {"x": "twice"}, {"double": "y"}),
+    )
+    onnx_models.identities(folder / "any/1/model.onnx", ["FP32"])
+    ensemble(
+        folder / "loose",
+        tensors("input", "x", dims="-1") + tensors("output", "y"),
+        step("any", {"in_FP32": "x"}, {"out_FP32": "z"}),
+        step("left", {"a": "z"}, {"b": "y"}),
     )
     onnx_models.lookup(folder / "lookup/1/model.onnx")
     onnx_models.identities(folder / "same/1/model.onnx", ["INT64"])
