@@ -213,7 +213,11 @@ class Observations:
         self._histogram._sum.inc(sum(values))
 
 
-_TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?nv_\w+?)_total\b", re.MULTILINE)
+_TOTAL = re.compile(
+    rb"^((?:# (?:HELP|TYPE) )?)(?:(nv_\w+?)|ds_own:([\w:]+?))_total\b", re.MULTILINE
+)
+"""What the library adds to the names of counters; not of those that Triton calls otherwise, nor of
+those that Python models have named, which are marked as such."""
 
 
 def render() -> bytes:
@@ -221,7 +225,7 @@ def render() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     with metric_files.reading(Path(os.environ[DIRECTORY])):
-        return _TOTAL.sub(rb"\1", generate_latest(registry))
+        return _TOTAL.sub(rb"\1\2\3", generate_latest(registry))
 
 
 def collect() -> list[Metric]:

@@ -129,6 +129,24 @@ class TritonPythonModel:
         return responses
 """
 
+RELAYING = """
+class TritonPythonModel:
+    def initialize(self, args):
+        family = pb_utils.MetricFamily("relayed_bytes", "All.", pb_utils.MetricFamily.COUNTER)
+        self.metric = family.Metric(labels={"way": "there"})
+
+    def execute(self, requests):
+        return [self.one(request) for request in requests]
+
+    def one(self, request):
+        call = pb_utils.InferenceRequest(
+            model_name="texts", requested_output_names=["OUT"], inputs=request.inputs()
+        )
+        response = call.exec()
+        self.metric.increment(len(response.output_tensors()[0].as_numpy()[0]))
+        return response
+"""
+
 COMPLETING = """
 class TritonPythonModel:
     @staticmethod
@@ -194,6 +212,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         config = tensors("LEFT INT32 1", outputs="OUT INT32 1", instance_group="{ count: 2 }")
         put(models, name, CALLING_BACK.replace("OTHER", other), config)
     put(models, "completing", COMPLETING)
+    put(models, "relaying", RELAYING, tensors("TEXT STRING -1", outputs="OUT STRING -1"))
     said = '{ key: "mark" value { string_value: "7" } }'
     config = tensors("X INT32 1", outputs="SAID STRING 1", parameters=said)
     put(models, "saying", SAYING, config + "instance_group { count: 3 }")
@@ -329,6 +348,15 @@ def test_a_model_calls_another(server: Server) -> None:
     direct = ask(server, "mlp", x=x).as_numpy("y")
     called = ask(server, "calling", MODEL=np.array([b"mlp"], np.object_), X=x).as_numpy("Y")
     np.testing.assert_allclose(called, direct, rtol=1e-5)
+
+
+def test_large_tensors_and_a_metric_of_the_model(server: Server) -> None:
+    given = np.array([bytes(range(250)) * 2000], np.object_)
+    assert ask(server, "texts", TEXT=given).as_numpy("OUT")[0] == given[0][::-1]
+    before = server.metric("relayed_bytes")
+    assert ask(server, "relaying", TEXT=given).as_numpy("OUT")[0] == given[0][::-1]
+    assert server.metric("relayed_bytes", way="there") == before + len(given[0])
+    assert "# TYPE relayed_bytes counter" in server.get("/metrics").text
 
 
 def test_an_error_of_the_called_model_is_told(server: Server) -> None:

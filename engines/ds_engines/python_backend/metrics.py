@@ -11,6 +11,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from ds_engines.python_backend.faults import TritonModelException
 
+OWN = "ds_own:"
+"""What the names of models' own counters begin with, until they are told."""
+
 
 class MetricKind(IntEnum):
     """What a metric's values mean."""
@@ -44,12 +47,17 @@ class _Family:
 
     def _make(self, labels: tuple[str, ...], buckets: Sequence[float] | None) -> Any:
         if self.kind == MetricKind.COUNTER:
-            return Counter(self.name, self.description, labels)
+            return Counter(_counter(self.name), self.description, labels)
         if self.kind == MetricKind.GAUGE:
             return Gauge(self.name, self.description, labels, multiprocess_mode="livesum")
         if not buckets:
             raise TritonModelException(f"metric {self.name!r}: a histogram needs buckets")
         return Histogram(self.name, self.description, labels, buckets=tuple(buckets))
+
+
+def _counter(name: str) -> str:
+    """So marked, it is told as it is, and not with the library's ending."""
+    return name if name.endswith("_total") else OWN + name
 
 
 class Metric:
