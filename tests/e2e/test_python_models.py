@@ -463,6 +463,7 @@ def test_finalize_is_called_at_the_end(tmp_path: Path) -> None:
         busy.join()
         assert server.stop() == 0
         assert "finalized saying_0_0" in server.log()
+    assert [path.name for path in (tmp_path / "saying" / "1").iterdir()] == ["model.py"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from ds_engines.errors import ServeError, Unsupported
+from ds_engines.errors import Overloaded, ServeError, Unsupported
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.backend import TensorBackend
 from ds_serve.gateway.parameters import NAMES, RESERVED
@@ -16,6 +16,9 @@ from ds_serve.transport.link import Outbox
 from ds_serve.transport.messages import About, Answer, FromWorker, Infer
 
 NOTHING = About()
+
+MOST = 10_000
+"""Answers to one request that may wait for a client that reads slowly."""
 
 OURS = NAMES | {"binary_data_output"}
 
@@ -36,8 +39,15 @@ class WholeBackend(TensorBackend):
         return self._begin(request, done)
 
     async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
-        replies: asyncio.Queue[InferReply | ServeError] = asyncio.Queue()
-        abandon = self._begin(request, replies.put_nowait)
+        replies: asyncio.Queue[InferReply | ServeError] = asyncio.Queue(MOST + 1)
+
+        def take(reply: InferReply | ServeError) -> None:
+            if replies.qsize() < MOST:
+                replies.put_nowait(reply)
+            elif not replies.full():
+                replies.put_nowait(_too_slow(self.spec))
+
+        abandon = self._begin(request, take)
         try:
             while True:
                 reply = await replies.get()
@@ -71,6 +81,10 @@ class WholeBackend(TensorBackend):
             request, done = waiting
             version = self.spec.version
             done(InferReply(request.model, version, request.id, answer.outputs, final=False))
+
+
+def _too_slow(spec: ModelSpec) -> Overloaded:
+    return Overloaded(f"{MOST} answers of model {spec.name!r} were not taken: the rest is lost")
 
 
 def _own(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def _python_model(config: WorkerConfig) -> BatchEngine:
     """A model.py is told its configuration, which alone says what its tensors are."""
     from ds_engines.python_backend.engine import PythonEngine  # noqa: PLC0415 - others need none
 
+    sys.dont_write_bytecode = True  # nothing is ever written to a repository
     said = None if config.config_file is None else config_pbtxt.read(config.config_file)
     return PythonEngine(config.spec, config.options, said, config.config_file, config.folder)
 
