@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -269,18 +268,16 @@ def test_numbers(server: Server, protocol: str) -> None:
     np.testing.assert_array_equal(answer.as_numpy("SUM"), row(11, 22, 33, 44))
 
 
-@pytest.mark.parametrize(("model", "together"), [("joined", {2, 3, 4}), ("single", {1})])
-def test_only_dynamic_batching_joins_requests(
-    server: Server, model: str, together: set[int]
-) -> None:
-    def one(number: int) -> np.ndarray:
+@pytest.mark.parametrize(("model", "together"), [("joined", True), ("single", False)])
+def test_only_dynamic_batching_joins_requests(server: Server, model: str, together: bool) -> None:
+    def one(number: int) -> int:
         a = np.full((1, 4), number, np.float32)
         answer = ask(server, model, A=a, B=a)
         np.testing.assert_array_equal(answer.as_numpy("SUM"), 2 * a)
-        return answer.as_numpy("TOGETHER")[0, 0]
+        return int(answer.as_numpy("TOGETHER")[0, 0])
 
     with ThreadPoolExecutor(4) as threads:
-        assert set(threads.map(one, range(4))) & together
+        assert (max(threads.map(one, range(4))) > 1) is together
 
 
 def test_texts(server: Server) -> None:
@@ -455,12 +452,7 @@ def test_what_a_client_sends_is_never_run(server: Server, tmp_path: Path) -> Non
 def test_finalize_is_called_at_the_end(tmp_path: Path) -> None:
     put(tmp_path, "saying", SAYING, tensors("X INT32 1", outputs="SAID STRING 1"))
     with Server("--model", tmp_path / "saying") as server:
-        busy = threading.Thread(
-            target=ask, args=(server, "saying"), kwargs={"X": np.zeros(1, "i4")}
-        )
-        busy.start()
-        until(lambda: server.metric("nv_inference_exec_count") == 0, "it is not busy")
-        busy.join()
+        ask(server, "saying", X=np.zeros(1, np.int32))
         assert server.stop() == 0
         assert "finalized saying_0_0" in server.log()
     assert [path.name for path in (tmp_path / "saying" / "1").iterdir()] == ["model.py"]
