@@ -52,6 +52,7 @@ HELP = {
     "trace_log_frequency": "traces for each file, X.0, X.1 and so on; 0: one file",
     "api_keys": "file of API keys; none: everybody is let in",
     "open_metrics": "whether the metrics need no key",
+    "open_control": "whether everybody may load models in mode explicit, without keys",
     "tls_certificate": "certificate of both ports, in PEM; none: no encryption",
     "tls_key": "the certificate's key, in PEM",
     "tls_client_ca": "who signs clients' certificates, in PEM; then each must show one",

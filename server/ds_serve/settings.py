@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str = ""
     api_keys: str = ""
     open_metrics: bool = False
+    open_control: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
@@ -76,11 +77,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def security(self) -> Security:
-        """Without keys, a control mode in which clients may load models says that they may."""
         return Security(
             keys=_absolute(self.api_keys),
             open_metrics=self.open_metrics,
-            open_control=self.model_control_mode == "explicit",
+            # In other modes nobody loads models, and the answer says so.
+            open_control=self.open_control or self.model_control_mode != "explicit",
             tls=TLS(
                 _absolute(self.tls_certificate),
                 _absolute(self.tls_key),

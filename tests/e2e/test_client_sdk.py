@@ -140,7 +140,13 @@ def test_models_are_controlled(tmp_path):
     folder = tmp_path / "repository" / "mlp" / "1"
     folder.mkdir(parents=True)
     file = mlp(folder / "model.onnx")
-    flags = ["--model-repository", tmp_path / "repository", "--model-control-mode", "explicit"]
+    flags = [
+        "--model-repository",
+        tmp_path / "repository",
+        "--model-control-mode",
+        "explicit",
+        "--open-control",
+    ]
     with Server(*flags) as server, Client(server.grpc) as client:
         assert [(entry.name, entry.state) for entry in client.index()] == [("mlp", "")]
         client.load("mlp")

@@ -297,7 +297,9 @@ def test_member_that_dies(repository):
 @pytest.mark.slow
 def test_loaded_and_unloaded_by_clients(repository):
     with (
-        Server("--model-repository", repository, "--model-control-mode=explicit") as server,
+        Server(
+            "--model-repository", repository, "--model-control-mode=explicit", "--open-control"
+        ) as server,
         client(server) as triton,
     ):
         triton.load_model("outer")
@@ -325,7 +327,7 @@ def test_loaded_and_unloaded_by_clients(repository):
 
 @pytest.mark.slow
 def test_requests_in_flight_finish_when_an_ensemble_and_its_models_are_unloaded(repository):
-    flags = ["--model-control-mode=explicit", "--load-model=long"]
+    flags = ["--model-control-mode=explicit", "--open-control", "--load-model=long"]
     with Server("--model-repository", repository, *flags) as server:
         fates: queue.Queue = queue.Queue()
         x = rows()
@@ -424,7 +426,9 @@ def test_circle_that_a_client_loads(tmp_path):
     for name in ("circle-a", "circle-b"):
         ensembles.ensemble(tmp_path / name, *WRONG[name])
     with (
-        Server("--model-repository", tmp_path, "--model-control-mode=explicit") as server,
+        Server(
+            "--model-repository", tmp_path, "--model-control-mode=explicit", "--open-control"
+        ) as server,
         client(server) as triton,
     ):
         said = refusal(triton.load_model, "circle-a")

@@ -83,7 +83,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def explicit(repository: Path) -> Iterator[Server]:
     """Two gateways, so that each call may be answered by another than the one before."""
-    flags = ["--model-control-mode=explicit", "--load-model=latest", "--gateways", "2"]
+    flags = [
+        "--model-control-mode=explicit",
+        "--open-control",
+        "--load-model=latest",
+        "--gateways",
+        "2",
+    ]
     with Server("--model-repository", repository, *flags) as server:
         yield server
 
@@ -282,7 +288,7 @@ def test_a_reload_loses_no_request(explicit: Server, repository: Path) -> None:
 
 def test_requests_in_flight_outlive_the_unloading(tmp_path: Path) -> None:
     onnx_models.slow(tmp_path / "slow/1/model.onnx")
-    flags = ["--model-control-mode=explicit", "--load-model=*"]
+    flags = ["--model-control-mode=explicit", "--open-control", "--load-model=*"]
     with Server("--model-repository", tmp_path, *flags) as server, client(server) as triton:
         x = tritonclient.http.InferInput("x", [1, 4], "FP32")
         x.set_data_from_numpy(np.ones((1, 4), np.float32))

@@ -216,7 +216,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = tensors("X INT32 1", outputs="SAID STRING 1", parameters=said)
     put(models, "saying", SAYING, config + "instance_group { count: 3 }")
     onnx_models.mlp(models / "mlp" / "1" / "model.onnx")
-    flags = ("--model-repository", models, "--model-control-mode", "explicit", "--load-model", "*")
+    flags = (
+        "--model-repository",
+        models,
+        "--model-control-mode",
+        "explicit",
+        "--open-control",
+        "--load-model",
+        "*",
+    )
     with Server(*flags, "--gateways", "2") as running:
         yield running
 

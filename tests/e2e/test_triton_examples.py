@@ -58,7 +58,7 @@ def repository(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = repository(tmp_path_factory.mktemp("repository"))
-    mode = ["--model-control-mode", "explicit", "--load-model", "*"]
+    mode = ["--model-control-mode", "explicit", "--open-control", "--load-model", "*"]
     with Server("--model-repository", folder, *mode, "--id", "triton", "--gateways", "2") as server:
         yield server
 
@@ -122,7 +122,15 @@ async def test_requests_over_several_connections_in_parallel(server: Server) -> 
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 async def test_models_are_controlled(kind: str, tmp_path: Path) -> None:
     folder = repository(tmp_path)
-    flags = ["--model-repository", folder, "--model-control-mode", "explicit", "--gateways", "2"]
+    flags = [
+        "--model-repository",
+        folder,
+        "--model-control-mode",
+        "explicit",
+        "--open-control",
+        "--gateways",
+        "2",
+    ]
     with Server(*flags) as server:
         async with connected(kind, server) as client:
             index = await client.call("get_model_repository_index")

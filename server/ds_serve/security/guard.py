@@ -27,7 +27,9 @@ class Kind(Enum):
     MEMORY = "memory"
     """Has the server read and write shared memory, in which others' tensors may lie too."""
     ADMIN = "admin"
-    """Changes what the server does."""
+    """Changes how the server works."""
+    CONTROL = "control"
+    """Changes which models there are."""
 
 
 class Caller:
@@ -124,7 +126,7 @@ class KeyGuard:
         return key
 
     def enter(self, key: Key, model: str, kind: Kind) -> Caller:
-        if kind is Kind.ADMIN and not key.admin:
+        if kind in (Kind.ADMIN, Kind.CONTROL) and not key.admin:
             raise Forbidden(f"key {key.name!r} is no administrator's")
         caller = Caller(key)
         if kind is Kind.MEMORY and not caller.shares_memory:
@@ -149,8 +151,8 @@ class _KeyIdentity:
 
 
 class OpenGuard:
-    """Without keys everybody is let in, but to what only administrators may do: that needs
-    `control`.
+    """Without keys everybody is let in, and may change which models there are where `control`
+    says so.
     """
 
     def __init__(self, control: bool = False) -> None:
@@ -163,8 +165,11 @@ class OpenGuard:
         return self
 
     def enter(self, model: str, kind: Kind) -> Caller:
-        if kind is Kind.ADMIN and not self._control:
-            raise Forbidden("this is for administrators' keys, and the server has no keys")
+        if kind is Kind.CONTROL and not self._control:
+            raise Forbidden(
+                "loading and unloading models is for administrators' keys, and the server has no "
+                "keys: start it with --api-keys FILE, or with --open-control to let everybody"
+            )
         return ANYBODY
 
 

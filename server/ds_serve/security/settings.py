@@ -30,7 +30,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 class Security(msgspec.Struct, frozen=True):
     """`keys` is the path of the file of keys; "" lets everybody in. `open_metrics`: the metrics
-    need no key. `open_control`: without a file of keys, everybody may do what administrators may.
+    need no key. `open_control`: without a file of keys, everybody may load models.
     """
 
     keys: str = ""

@@ -96,10 +96,11 @@ def test_a_key_is_for_its_models(guard):
         guard.check(bearer(BOB), "Magika", Kind.READ)
 
 
-def test_control_is_for_administrators(guard):
-    guard.check(bearer(ALICE), "mlp", Kind.ADMIN)
+@pytest.mark.parametrize("kind", [Kind.ADMIN, Kind.CONTROL])
+def test_control_is_for_administrators(guard, kind):
+    guard.check(bearer(ALICE), "mlp", kind)
     with pytest.raises(Forbidden, match="key 'bob & co' is no administrator's"):
-        guard.check(bearer(BOB), "magika", Kind.ADMIN)
+        guard.check(bearer(BOB), "magika", kind)
 
 
 def test_shared_memory_is_for_keys_that_say_so(guard, file):
@@ -116,8 +117,9 @@ def test_without_keys_everybody_is_let_in_but_to_control():
     assert guard.check(None, "mlp", Kind.INFER).name == ""
     assert guard.identify(b"Bearer x").enter("mlp", Kind.READ).allows("any")
     with pytest.raises(Forbidden, match="the server has no keys"):
-        guard.check(None, "mlp", Kind.ADMIN)
-    OpenGuard(control=True).check(None, "mlp", Kind.ADMIN)
+        guard.check(None, "mlp", Kind.CONTROL)
+    guard.check(None, "", Kind.ADMIN)
+    OpenGuard(control=True).check(None, "mlp", Kind.CONTROL)
 
 
 def test_a_file_that_changes_is_read_again(guard, file):
