@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +17,8 @@ import onnx_models
 import pytest
 import tritonclient.grpc as triton_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from serving import Server, until
+from serving import PROGRAM, Server, until
 from tritonclient.utils import InferenceServerException
-
-from ds_serve.cli import main
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNTRACED = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -181,7 +180,9 @@ def test_a_call_that_fails_over_grpc(server: Server, collector: Collector) -> No
     )
 
 
-def test_an_address_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_that_is_none(tmp_path: Path) -> None:
     model = onnx_models.mlp(tmp_path / "mlp.onnx")
-    assert main(["--model", str(model), "--otlp-endpoint", "localhost:4318"]) == 2
-    assert "--otlp-endpoint localhost:4318: it must be an address" in capsys.readouterr().err
+    command = [str(PROGRAM), "--model", str(model), "--otlp-endpoint", "localhost:4318"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--otlp-endpoint localhost:4318: it must be an address" in done.stderr
