@@ -34,7 +34,7 @@ class Exchange:
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = keep_alive
-        self.message_event = self
+        self.message_event: Exchange | _Over = self
         self._protocol = protocol
         self._call = call
 
@@ -48,6 +48,7 @@ class Exchange:
         if not self.response_complete:
             self.response_complete = True
             self._call.abandon()
+            self._let_go()
 
     def feed(self, chunk: bytes) -> None:
         if not self.response_complete and (refused := self._call.feed(chunk)) is not None:
@@ -72,7 +73,23 @@ class Exchange:
             transport.writelines(pieces)
         if not self.keep_alive:
             transport.close()
+        self._let_go()
         self._protocol.on_response_complete()
+
+    def _let_go(self) -> None:
+        """What holds each other would be left to the garbage collector, request by request."""
+        self.message_event = OVER
+        del self._call
+
+
+class _Over:
+    """Stands for an exchange that has ended, of which uvicorn may tell something still."""
+
+    def set(self) -> None:
+        pass
+
+
+OVER = _Over()
 
 
 def wire(answer: Answer, request_id: bytes, keep_alive: bool) -> list[bytes | memoryview]:
