@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from ds_engines.errors import ConfigError
@@ -23,6 +24,11 @@ def check(endpoint: str) -> None:
         )
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter.otlp") is None:
         raise ConfigError('--otlp-endpoint needs OpenTelemetry: pip install "ds-serve[otel]"')
+
+
+def parent_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The caller's span, as a gRPC call's metadata names it; "" where it does not."""
+    return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
 def sampled(parent: str) -> bool | None:

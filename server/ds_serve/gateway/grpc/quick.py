@@ -27,7 +27,7 @@ from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon
 from ds_serve.security.rpc import let_in
-from ds_serve.spans import PARENT
+from ds_serve.spans import parent_in
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class QuickServer(pygrpc_native.aio.Server):
             request, raw = codec.read(payload)
             answer = partial(self._answer, call_id, given)
             caller = let_in(self._service.guard, METHOD, request, metadata)
-            parent = _parent(metadata) if self._service.gateway.tracer.on else ""
+            parent = parent_in(metadata) if self._service.gateway.tracer.on else ""
             begin = self._service.begin
             self._running[call_id] = begin(request, seconds, answer, raw, parent, caller)
         except DecodeError:
@@ -130,11 +130,6 @@ class QuickServer(pygrpc_native.aio.Server):
     def _check_idle(self) -> None:
         if not self._running:
             self._idle.set()
-
-
-def _parent(metadata: Metadata) -> str:
-    """The caller's span."""
-    return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
 def _given_id(metadata: Metadata) -> bytes | None:

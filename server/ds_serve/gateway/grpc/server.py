@@ -33,7 +33,7 @@ from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.security.guard import ANYBODY, Guard, Identity
 from ds_serve.security.rpc import let_in, let_in_stream, shown
 from ds_serve.security.tls import TLS, grpc_credentials
-from ds_serve.spans import PARENT
+from ds_serve.spans import parent_in
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,9 @@ def _unary(
             with caller:
                 if timed:
                     left = context.time_remaining()
-                    reply = await call(request, left, _parent(context), caller)
+                    reply = await call(
+                        request, left, parent_in(context.invocation_metadata() or ()), caller
+                    )
                 else:
                     reply = shown(caller, await call(request))
         except ServeError as error:
@@ -195,7 +197,7 @@ def _stream(
         except ServeError as error:
             await _abort(context, name, ids, error)
         unread: list[ServeError] = []
-        left, parent = context.time_remaining(), _parent(context)
+        left, parent = context.time_remaining(), parent_in(context.invocation_metadata() or ())
         async for reply in call(_readable(requests, unread), left, parent, identity):
             yield reply
         if unread:
@@ -211,12 +213,6 @@ async def _readable(requests: AsyncIterable[Any], unread: list[ServeError]) -> A
             unread.append(request)
             return
         yield request
-
-
-def _parent(context: Context) -> str:
-    """The caller's span."""
-    metadata = context.invocation_metadata() or ()
-    return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
 def _given_id(context: Context) -> bytes | None:
