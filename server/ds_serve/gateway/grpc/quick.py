@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,7 +90,7 @@ class QuickServer(pygrpc_native.aio.Server):
     def _begin(
         self, call_id: int, payload: bytes, metadata: Metadata, peer: str, seconds: float | None
     ) -> None:
-        given = _given_id(metadata)
+        given = given_id(metadata)
         try:
             request, raw = codec.read(payload)
             answer = partial(self._answer, call_id, given)
@@ -132,7 +132,7 @@ class QuickServer(pygrpc_native.aio.Server):
             self._idle.set()
 
 
-def _given_id(metadata: Metadata) -> bytes | None:
+def given_id(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:
     """The client's name for its request."""
     for name, value in metadata:
         if name == ID:

@@ -27,7 +27,7 @@ from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import envoy, reflection
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.health import HEALTH, Health
-from ds_serve.gateway.grpc.quick import QuickServer
+from ds_serve.gateway.grpc.quick import QuickServer, given_id
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.security.guard import ANYBODY, Guard, Identity
@@ -181,7 +181,7 @@ def _unary(
             await _abort(context, name, ids, EngineFailure("the server failed; its log says why"))
         else:
             succeeded.inc()
-            if given := _given_id(context):
+            if given := given_id(context.invocation_metadata() or ()):
                 context.set_trailing_metadata(((ID, ids.of(given).decode()),))
             return reply
 
@@ -215,15 +215,9 @@ async def _readable(requests: AsyncIterable[Any], unread: list[ServeError]) -> A
         yield request
 
 
-def _given_id(context: Context) -> bytes | None:
-    """The client's name for its request."""
-    for name, value in context.invocation_metadata() or ():
-        if name == ID:
-            return value.encode() if isinstance(value, str) else value
-    return None
-
-
 async def _abort(context: Context, name: str, ids: RequestIds, error: ServeError) -> None:
     """Answer with the error's status; the request's id goes into the trailers and the log."""
-    code, message, trailers = refusal(name, ids.of(_given_id(context)), error)
+    code, message, trailers = refusal(
+        name, ids.of(given_id(context.invocation_metadata() or ())), error
+    )
     await context.abort(code, message, trailers)
