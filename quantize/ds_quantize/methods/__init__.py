@@ -1,0 +1,1 @@
+"""One class for each method: what a recipe may say of it. The work is in the handler it names."""
