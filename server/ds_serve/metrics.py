@@ -48,13 +48,17 @@ request_us = Counter(
 )
 queue_us = Counter("nv_inference_queue_duration_us", "Time in the queue, microseconds.", MODEL)
 input_us = Counter(
-    "nv_inference_compute_input_duration_us", "Time spent joining inputs, microseconds.", MODEL
+    "nv_inference_compute_input_duration_us",
+    "Time of requests while inputs are joined, microseconds.",
+    MODEL,
 )
 infer_us = Counter(
-    "nv_inference_compute_infer_duration_us", "Time spent in the engine, microseconds.", MODEL
+    "nv_inference_compute_infer_duration_us", "Time of requests in the engine, microseconds.", MODEL
 )
 output_us = Counter(
-    "nv_inference_compute_output_duration_us", "Time spent splitting outputs, microseconds.", MODEL
+    "nv_inference_compute_output_duration_us",
+    "Time of requests while outputs are split, microseconds.",
+    MODEL,
 )
 cache_hits = Counter(
     "nv_cache_num_hits_per_model", "Requests answered from the response cache.", MODEL

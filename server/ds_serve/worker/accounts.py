@@ -71,9 +71,6 @@ class Accounts:
             self._rows.add(timing.rows)
             self._batches.add()
             self._batch_rows.add(timing.rows)
-            self._input_us.add(timing.input_ns / 1e3)
-            self._infer_us.add(timing.infer_ns / 1e3)
-            self._output_us.add(timing.output_ns / 1e3)
 
     def answered(self, jobs: Sequence[Job], timings: Sequence[Timing]) -> None:
         """Requests whose answers are on their way."""
@@ -104,6 +101,9 @@ class Accounts:
             self._success.add(succeeded)
             self._request_us.add(request * 1e6)
             self._queue_us.add(queued * 1e6)
+            self._input_us.add(shares[0] * succeeded / 1e3)
+            self._infer_us.add(shares[1] * succeeded / 1e3)
+            self._output_us.add(shares[2] * succeeded / 1e3)
 
     def hit(self, ns: int, request: Infer) -> None:
         """A request that was answered from the cache, where it was looked up in `ns`."""
