@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -208,6 +210,34 @@ def test_both_ports_speak_tls(tmp_path, keys):
         assert answer.status_code == 200
         with Client(server.grpc, retry=None, timeout=5) as plain, pytest.raises(Unavailable):
             plain.infer("mlp", X)
+        assert server.http == f"https://localhost:{port}"
+        for said in ("KEY", "CLIENT.pem", "CLIENT.key"):
+            assert said in server.output()
+        for command in printed(server.output()):
+            filled = command.replace("CLIENT", str(tmp_path / "client"))
+            assert '"mlp"' in run(filled.replace(" KEY", f" {keys['user']}")).replace("'", '"')
+
+
+def printed(output):
+    """The commands to paste that a server of tensors prints at its start."""
+    lines = [line.strip() for line in output.partition("Try it")[2].splitlines()]
+    commands = [line for line in lines if line.startswith(("curl ", "python "))]
+    assert len(commands) == 2
+    return [each for each in commands if shutil.which(each.split()[0])]
+
+
+def run(command):
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_printed_works_without_flags_too(tmp_path):
+    with Server("--model", mlp(tmp_path / "mlp.onnx")) as server:
+        for command in printed(server.output()):
+            assert '"mlp"' in run(command).replace("'", '"')
 
 
 def test_a_slow_client_is_turned_away(tmp_path):
