@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 from ds_engines.errors import ConfigError
+from ds_serve.extras import installed
+
+EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 
 PARENT = "traceparent"
 """The header, and gRPC's metadata, in which W3C has callers name their span."""
@@ -22,7 +24,7 @@ def check(endpoint: str) -> None:
             f"--otlp-endpoint {endpoint}: it must be an address, such as "
             "http://127.0.0.1:4318/v1/traces"
         )
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter.otlp") is None:
+    if not installed("opentelemetry.sdk") or not installed(EXPORTER):
         raise ConfigError('--otlp-endpoint needs OpenTelemetry: pip install "ds-serve[otel]"')
 
 

@@ -164,8 +164,8 @@ def _trace(flag: str, value: str) -> Words:
         "log-frequency": "--trace-log-frequency",
     }
     if key not in known:
-        right = ", ".join(f"{name}=" for name in known)
-        raise ConfigError(f"{flag} {value} is not supported; there are {right}level=TIMESTAMPS")
+        right = ", ".join([*(f"{name}=" for name in known), "level=TIMESTAMPS"])
+        raise ConfigError(f"{flag} {value} is not supported; there are {right}")
     return [known[key], wanted]
 
 

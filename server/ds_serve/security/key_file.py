@@ -64,7 +64,9 @@ class KeyFile:
         try:
             text = self._path.read_text(encoding="utf-8")
             mode = self._path.stat().st_mode
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise ConfigError(f"{self._path} cannot be read: {error}") from None
         if mode & stat.S_IWOTH:
             log.warning("%s: everybody on this machine may write keys into it", self._path)

@@ -32,9 +32,13 @@ class TLS(msgspec.Struct, frozen=True):
     def check(self) -> None:
         """Raises ConfigError naming the file that is missing, cannot be read, or does not fit."""
         if bool(self.certificate) != bool(self.key):
-            raise ConfigError("TLS needs a certificate and its key, not one of them")
+            raise ConfigError(
+                "TLS needs a certificate and its key: --tls-certificate and --tls-key"
+            )
         if self.client_ca and not self.on:
-            raise ConfigError("clients can be asked for certificates only where TLS is on")
+            raise ConfigError(
+                "--tls-client-ca: clients can be asked for certificates only where TLS is on"
+            )
         if self.on:
             http_context(self)
 

@@ -11,6 +11,7 @@ from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
 from ds_serve import spans, tracing
+from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
@@ -29,6 +30,10 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
         check_source(settings, source)
+    if settings.grpc_server == "pyvoy" and not (installed("pyvoy") and installed("envoy")):
+        raise ConfigError(
+            "--grpc-server pyvoy needs the package pyvoy: pip install 'ds-serve[pyvoy]'"
+        )
     if settings.otlp_endpoint:
         spans.check(settings.otlp_endpoint)
     if settings.trace_file and not settings.trace_log_frequency:
