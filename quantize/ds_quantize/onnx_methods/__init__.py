@@ -1,0 +1,1 @@
+"""What the methods on ONNX files do; imports onnx and onnxruntime."""

@@ -1,0 +1,71 @@
+"""What is done to a model before it is quantized, and after."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, shape_inference, version_converter
+
+from ds_quantize.context import Context
+from ds_quantize.errors import MethodError
+from ds_quantize.forms import Model
+from ds_quantize.onnx_methods import graph
+from ds_quantize.onnx_methods.fold import folded
+
+OPSET = 13
+"""The first with a scale for each channel."""
+
+
+def prepared(model: Model, context: Context) -> onnx.ModelProto:
+    """The model with constants folded, batch normalization in the convolutions, and the types
+    and shapes of inner tensors. Raises MethodError for a model that is quantized already.
+    """
+    graph.load(model)
+    proto = folded(graph.path_of(model), context.folder)
+    _refuse_quantized(proto)
+    if graph.opset(proto) < OPSET:
+        proto = _upgraded(proto)
+    return inferred(proto)
+
+
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """With types and shapes of inner tensors, as far as ONNX can tell."""
+    if proto.ByteSize() > graph.LARGEST:
+        raise MethodError(
+            f"the model has {proto.ByteSize() / 1e9:.1f} GB of weights; ONNX files of up to 1.9 GB "
+            "can be quantized"
+        )
+    known: onnx.ModelProto = shape_inference.infer_shapes(proto, data_prop=True)
+    return known
+
+
+def _refuse_quantized(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "MatMulNBits"):
+            raise MethodError(
+                f"the model is quantized already: layer {node.name!r} is a {node.op_type}"
+            )
+
+
+def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        upgraded: onnx.ModelProto = version_converter.convert_version(proto, OPSET)
+    except Exception as error:
+        raise MethodError(
+            f"the model is of opset {graph.opset(proto)} and cannot be made one of {OPSET}, which "
+            f"has scales for channels: {graph.first_line(error)}"
+        ) from error
+    graph.name_nodes(upgraded)
+    return upgraded
+
+
+def float_tensors(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> tuple[str, ...]:
+    """The FP32 tensors that go into and out of these nodes, without constants."""
+    constants = graph.weights(proto.graph)
+    values = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    floats = {
+        value.name
+        for value in values
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in constants
+    }
+    names = (name for node in nodes for name in (*node.input, *node.output))
+    return tuple(dict.fromkeys(name for name in names if name in floats))

@@ -1,0 +1,196 @@
+"""INT8 with ranges from calibration data, as QuantizeLinear and DequantizeLinear nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from ds_quantize.context import Context
+from ds_quantize.errors import MethodError
+from ds_quantize.forms import Model, OnnxModel
+from ds_quantize.methods.onnx import Int8Static
+from ds_quantize.onnx_methods import graph
+from ds_quantize.onnx_methods.collapse import check
+from ds_quantize.onnx_methods.prepare import float_tensors, prepared
+from ds_quantize.onnx_methods.ranges import Extent, measure
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply by weights: a model without one gains nothing."""
+
+ROUND_ABOUT = (
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Flatten",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Relu",
+    "Reshape",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+"""What lies between layers and would otherwise turn INT8 into floating point and back."""
+
+OPERATORS = {"cpu": LAYERS + ROUND_ABOUT, "tensorrt": (*LAYERS, "Add", "MaxPool")}
+
+EXTRA: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "tensorrt": {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+}
+
+ACTIVATIONS = {"cpu": QuantType.QUInt8, "tensorrt": QuantType.QInt8}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that quantizing needs, so that it can be done again with other layers left out."""
+
+    proto: onnx.ModelProto
+    method: Int8Static
+    ranges: dict[str, Extent]
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that are quantized."""
+        operators = operators_of(self.method)
+        return [
+            node
+            for node in self.proto.graph.node
+            if node.op_type in operators and node.name not in self.exclude
+        ]
+
+    @property
+    def layers(self) -> list[onnx.NodeProto]:
+        """Those that have weights."""
+        names = {node.name for node in self.nodes}
+        return [node for node in graph.weighted(self.proto.graph, LAYERS) if node.name in names]
+
+
+def int8_static(model: Model, method: Int8Static, context: Context) -> OnnxModel:
+    """Handler of `int8-static`."""
+    plan = planned(prepared(model, context), method, context)
+    return finished(plan, context)
+
+
+def finished(plan: Plan, context: Context) -> OnnxModel:
+    """Quantize by the plan, check, and write the file."""
+    quantized = quantize(plan)
+    context.measured["layers"] = {
+        "quantized": len(plan.layers),
+        "kept": len(graph.weighted(plan.proto.graph, LAYERS)) - len(plan.layers),
+    }
+    check(plan.proto, quantized, plan.method, context)
+    return graph.save(quantized, context.folder)
+
+
+def operators_of(method: Int8Static) -> tuple[str, ...]:
+    """The types of operators that are quantized."""
+    chosen = method.operators or OPERATORS[method.target]
+    return tuple(name for name in chosen if name not in method.exclude_operators)
+
+
+def planned(proto: onnx.ModelProto, method: Int8Static, context: Context) -> Plan:
+    """Measure the ranges. Raises MethodError where there is nothing to quantize."""
+    exclude = tuple(graph.excluded(proto.graph, method.exclude))
+    plan = Plan(proto, method, {}, exclude)
+    require_layers(plan)
+    tensors = float_tensors(proto, plan.nodes)
+    ranges = measure(proto, tensors, method, context, method.target == "tensorrt")
+    plan = replace(plan, ranges=ranges.found)
+    if ranges.unbounded:
+        plan = _without_unbounded(plan, ranges.unbounded, context)
+        require_layers(plan)
+    return plan
+
+
+def require_layers(plan: Plan) -> None:
+    """MethodError where no layer is left to quantize."""
+    if plan.layers:
+        return
+    types = sorted({node.op_type for node in plan.proto.graph.node})
+    wanted = [name for name in operators_of(plan.method) if name in LAYERS]
+    raise MethodError(
+        f"the model has no layer to quantize: none of {', '.join(wanted) or 'the operators named'} "
+        f"with constant weights that is not excluded; it has {', '.join(types)}"
+    )
+
+
+def _without_unbounded(plan: Plan, tensors: set[str], context: Context) -> Plan:
+    nodes = [node for node in plan.nodes if tensors & {*node.input, *node.output}]
+    names = tuple(node.name for node in nodes)
+    context.progress.say(f"left as they are, as their values have no bounds: {', '.join(names)}")
+    return replace(plan, exclude=plan.exclude + names)
+
+
+def quantize(plan: Plan) -> onnx.ModelProto:
+    """The quantized model. Raises MethodError that names the layer that cannot be."""
+    try:
+        return _quantized(plan)
+    except Exception as error:
+        raise MethodError(
+            f"{_culprit(plan)} cannot be quantized: {graph.first_line(error)}"
+        ) from error
+
+
+def _culprit(plan: Plan) -> str:
+    """Which layer fails when it is quantized alone."""
+    for node in plan.nodes:
+        try:
+            _quantized(plan, (node.name,))
+        except Exception:
+            return f"layer {node.name!r} ({node.op_type})"
+    return "the model"
+
+
+def _quantized(plan: Plan, only: tuple[str, ...] = ()) -> onnx.ModelProto:
+    method = plan.method
+    copy = onnx.ModelProto()
+    copy.CopyFrom(plan.proto)
+    with quiet():
+        quantizer = QDQQuantizer(
+            copy,
+            method.per_channel,
+            method.reduce_range,
+            QuantType.QInt8,
+            ACTIVATIONS[method.target],
+            _tensors_data(plan.ranges),
+            list(only),
+            list(plan.exclude),
+            list(operators_of(method)),
+            EXTRA[method.target],
+        )
+        quantizer.quantize_model()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _tensors_data(ranges: dict[str, Extent]) -> TensorsData:
+    return TensorsData(
+        CalibrationMethod.MinMax,
+        {
+            name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+            for name, (low, high) in ranges.items()
+        },
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The quantizers log for their developers."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
