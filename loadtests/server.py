@@ -41,15 +41,17 @@ class Server:
 
 
 @contextmanager
-def running(model: str, arguments: Sequence[str] = ()) -> Iterator[Server]:
-    """ds-serve with one `model` (NAME=PATH), stopped in the end.
+def running(
+    model: str, arguments: Sequence[str] = (), log_file: Path | None = None
+) -> Iterator[Server]:
+    """ds-serve with one `model` (NAME=PATH), stopped in the end. `log_file`: where it prints to.
 
     Raises BenchmarkError where it does not become ready, with what it printed.
     """
     http_port, grpc_port = free_ports(2)
     command = [str(Path(sys.executable).parent / "ds-serve"), "--model", model, *arguments]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
-    with tempfile.TemporaryFile("w+") as log:
+    with log_file.open("w+") if log_file else tempfile.TemporaryFile("w+") as log:
         try:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         except OSError as error:
