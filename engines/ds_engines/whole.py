@@ -38,10 +38,16 @@ class WholeRequest(Protocol):
         """Whether nobody waits for the answer any more."""
 
     def respond(
-        self, outputs: Sequence[Output] | None, error: ServeError | None, *, final: bool
+        self,
+        outputs: Sequence[Output] | None,
+        error: ServeError | None,
+        *,
+        final: bool,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         """One answer, from any thread; nothing happens after the final one. None: no outputs, and
-        an answer only where it is final.
+        an answer only where it is final. `parameters` are texts, flags and whole numbers of 64
+        bits, for the client.
         """
 
 
@@ -69,6 +75,7 @@ class ModelReply:
 
     outputs: list[Output]
     final: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Caller(Protocol):

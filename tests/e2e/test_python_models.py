@@ -146,6 +146,44 @@ class TritonPythonModel:
         return response
 """
 
+TELLING = """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(request) for request in requests]
+
+    def one(self, request):
+        told = {"text": "a b", "number": -(2**40), "flag": True, "id": "own"}
+        output = pb_utils.Tensor("Y", request.inputs()[0].as_numpy())
+        return pb_utils.InferenceResponse([output], parameters=told)
+"""
+
+TELLING_OFTEN = """
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for number in range(3):
+                output = pb_utils.Tensor("Y", np.array([number], np.int32))
+                told = {"number": number, "triton_final_response": True}
+                sender.send(pb_utils.InferenceResponse([output], parameters=told))
+            last = pb_utils.InferenceResponse([], parameters={"number": 3})
+            sender.send(last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+HEARING = """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(request) for request in requests]
+
+    def one(self, request):
+        call = pb_utils.InferenceRequest(
+            model_name="telling", requested_output_names=["Y"], inputs=request.inputs()
+        )
+        told = json.loads(call.exec().parameters())
+        text = np.array([json.dumps(told)], np.object_)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("TOLD", text)])
+"""
+
 COMPLETING = """
 class TritonPythonModel:
     @staticmethod
@@ -173,7 +211,7 @@ class TritonPythonModel:
         for request in requests:
             said = {
                 "id": request.request_id(),
-                "parameters": request.parameters(),
+                "parameters": json.loads(request.parameters()),
                 "sequence": request.correlation_id(),
                 "flags": request.flags(),
                 "wanted": list(request.requested_output_names()),
@@ -210,6 +248,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name, other in (("ping", "pong"), ("pong", "ping")):
         config = tensors("LEFT INT32 1", outputs="OUT INT32 1", instance_group="{ count: 2 }")
         put(models, name, CALLING_BACK.replace("OTHER", other), config)
+    told = tensors("Y INT32 1", outputs="Y INT32 1")
+    put(models, "telling", TELLING, told)
+    put(models, "remembered", TELLING, told + "response_cache { enable: true }")
+    put(models, "hearing", HEARING, tensors("Y INT32 1", outputs="TOLD STRING 1"))
+    often = f"model_transaction_policy {decoupled}"
+    put(models, "telling_often", TELLING_OFTEN, told + often)
     put(models, "completing", COMPLETING)
     put(models, "relaying", RELAYING, tensors("TEXT STRING -1", outputs="OUT STRING -1"))
     said = '{ key: "mark" value { string_value: "7" } }'
@@ -224,6 +268,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--open-control",
         "--load-model",
         "*",
+        "--response-cache-byte-size",
+        "1000000",
     )
     with Server(*flags, "--gateways", "2") as running:
         yield running
@@ -412,6 +458,47 @@ def test_what_a_model_is_told(server: Server) -> None:
     assert (said["model_name"], said["model_version"]) == ("saying", "1")
     assert said["model_repository"].endswith("/saying")
     assert said["model_instance_kind"] == "CPU"
+
+
+TOLD = {"text": "a b", "number": -(2**40), "flag": True, "id": "own"}
+
+
+def plain(parameters) -> dict[str, object]:
+    """Of a message of gRPC's."""
+    return {name: getattr(each, each.WhichOneof("parameter_choice")) for name, each in parameters}
+
+
+@pytest.mark.parametrize("model", ["telling", "remembered"])
+def test_the_client_is_told_the_answers_parameters(server: Server, model: str) -> None:
+    for _ in range(2):  # the second answer is out of the cache, where there is one
+        answer = ask(server, model, Y=np.ones(1, np.int32))
+        assert answer.get_response()["parameters"] == TOLD
+        answer = ask(server, model, "grpc", Y=np.ones(1, np.int32))
+        assert plain(answer.get_response().parameters.items()) == TOLD
+    asked = server.client.post(f"{server.http}/v2/models/{model}/generate", json={"Y": 1})
+    assert asked.json() == {"model_name": model, "model_version": "1", "Y": 1} | TOLD
+    answer = ask(server, "texts", TEXT=np.array([b"a"], np.object_))
+    assert "parameters" not in answer.get_response()
+    hits = server.metric("nv_cache_num_hits_per_model", model=model)
+    assert hits == (4 if model == "remembered" else 0)
+
+
+def test_each_answer_has_parameters_of_its_own(server: Server) -> None:
+    answers = stream(server, "telling_often", {"Y": np.zeros(1, np.int32)})
+    told = [plain(answer.get_response().parameters.items()) for answer in answers]
+    last = [number == 3 for number in range(4)]
+    assert [each["number"] for each in told] == [0, 1, 2, 3]
+    assert [each["triton_final_response"] for each in told] == last
+    route = f"{server.http}/v2/models/telling_often/generate_stream"
+    events = server.client.post(route, json={"Y": 0}).text.strip().split("\n\n")
+    told = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert [each["number"] for each in told] == [0, 1, 2, 3]
+    assert [each.get("Y") for each in told] == [0, 1, 2, None]
+
+
+def test_a_model_is_told_the_parameters_of_those_it_calls(server: Server) -> None:
+    answer = ask(server, "hearing", Y=np.zeros(1, np.int32))
+    assert json.loads(answer.as_numpy("TOLD")[0]) == TOLD
 
 
 def test_instances_run_side_by_side(server: Server) -> None:

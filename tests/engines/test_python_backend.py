@@ -58,8 +58,25 @@ class Said(dict[str, Any]):
         self.parameters: dict[str, Any] = {}
         self.answers: list[tuple[Any, Any, bool]] = []
 
-    def respond(self, outputs: Any, error: Any, *, final: bool) -> None:
+    def respond(self, outputs: Any, error: Any, *, final: bool, parameters: Any = None) -> None:
         self.answers.append((outputs, error, final))
+
+
+@pytest.mark.parametrize("kind", ["InferenceRequest", "InferenceResponse"])
+def test_parameters(pb_utils: ModuleType, kind: str) -> None:
+    given = {"a": 1, "b": "c", "d": True}
+    one = getattr(pb_utils, kind)(parameters=given)
+    given["a"] = 2
+    assert json.loads(one.parameters()) == {"a": 1, "b": "c", "d": True}
+    assert getattr(pb_utils, kind)().parameters() == "{}"
+    for wrong, message in (
+        ({"x": 1.5}, "parameter 'x' is a float; it must be bool, int, str"),
+        ({"x": [1]}, "parameter 'x' is a list"),
+        ({1: "x"}, "a parameter's name is 1; it must be a str"),
+        ({"x": 2**63}, "parameter 'x' is 9223372036854775808, which 64 bits do not hold"),
+    ):
+        with pytest.raises(pb_utils.TritonModelException, match=message):
+            getattr(pb_utils, kind)(parameters=wrong)
 
 
 def test_texts_are_objects(pb_utils: ModuleType) -> None:

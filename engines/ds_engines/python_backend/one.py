@@ -34,7 +34,12 @@ class OneRequest:
         self._done: Future[Tensors] = Future()
 
     def respond(
-        self, outputs: Sequence[Output] | None, error: ServeError | None, *, final: bool
+        self,
+        outputs: Sequence[Output] | None,
+        error: ServeError | None,
+        *,
+        final: bool,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         if outputs:
             self._last = {name: array for name, _, array in outputs}

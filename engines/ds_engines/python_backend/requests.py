@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from ds_engines.whole import Caller, ModelCall, ModelReply, WholeRequest
 RESPONSE_COMPLETE_FINAL = 1
 SEQUENCE_START, SEQUENCE_END = 1, 2
 RELEASE_ALL = 1
+
+LEAST = -(2**63)
+"""Of a parameter that is a number."""
 
 CALL_SECONDS = 60.0
 """How long a call may take that is made from a thread which no request has started."""
@@ -67,7 +71,8 @@ class InferenceResponse:
                 raise TypeError(f"an output tensor is a {type(tensor).__name__}, not a Tensor")
         self._outputs = list(output_tensors)
         self._error = error
-        self._parameters = dict(parameters or {})
+        self.told = _checked(parameters)
+        """The parameters that the client is told."""
 
     def output_tensors(self) -> list[Tensor]:
         return self._outputs
@@ -78,8 +83,9 @@ class InferenceResponse:
     def error(self) -> TritonError | None:
         return self._error
 
-    def parameters(self) -> dict[str, Any]:
-        return self._parameters
+    def parameters(self) -> str:
+        """A JSON object."""
+        return json.dumps(self.told)
 
 
 class InferenceResponseSender:
@@ -137,7 +143,8 @@ class InferenceResponseSender:
             for tensor in response.output_tensors()
             if not wanted or tensor.name() in wanted
         ]
-        self._request.respond(outputs, None, final=final or not self._decoupled)
+        last = final or not self._decoupled
+        self._request.respond(outputs, None, final=last, parameters=response.told)
 
 
 class InferenceTrace:
@@ -169,7 +176,7 @@ class InferenceRequest:
         self._model, self._version = _text(model_name), model_version
         self._flags, self._timeout = flags, timeout
         self._trace = trace or InferenceTrace()
-        self._parameters = dict(parameters or {})
+        self._parameters = _checked(parameters)
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
@@ -182,8 +189,8 @@ class InferenceRequest:
             sorted(request.outputs),
             flags=SEQUENCE_START * request.start + SEQUENCE_END * request.end,
             timeout=request.timeout_us,
-            parameters=dict(request.parameters),
         )
+        made._parameters = dict(request.parameters)
         made._sender = InferenceResponseSender(request, decoupled=decoupled)
         return made
 
@@ -209,8 +216,9 @@ class InferenceRequest:
         """Microseconds; 0 for none."""
         return self._timeout
 
-    def parameters(self) -> dict[str, Any]:
-        return self._parameters
+    def parameters(self) -> str:
+        """A JSON object."""
+        return json.dumps(self._parameters)
 
     def trace(self) -> InferenceTrace:
         return self._trace
@@ -270,8 +278,23 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def _checked(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy. Raises TritonModelException where one is nothing that the protocols can say."""
+    for name, value in (parameters or {}).items():
+        if not isinstance(name, str):
+            raise TritonModelException(f"a parameter's name is {name!r}; it must be a str")
+        if not isinstance(value, bool | int | str):
+            kind = type(value).__name__
+            raise TritonModelException(f"parameter {name!r} is a {kind}; it must be bool, int, str")
+        if isinstance(value, int) and not LEAST <= value < -LEAST:
+            raise TritonModelException(f"parameter {name!r} is {value}, which 64 bits do not hold")
+    return dict(parameters or {})
+
+
 def _response(reply: ModelReply) -> InferenceResponse:
-    return InferenceResponse([Tensor(name, array) for name, _, array in reply.outputs])
+    made = InferenceResponse([Tensor(name, array) for name, _, array in reply.outputs])
+    made.told = dict(reply.parameters)
+    return made
 
 
 def _outcome(future: Future[ModelReply]) -> InferenceResponse:

@@ -199,8 +199,8 @@ class TensorBackend:
             if message.fault is None:
                 if request.trace is not None:
                     request.trace.answered(self.spec, request.id, message.times)
-                version = self.spec.version
-                done(InferReply(request.model, version, request.id, message.outputs))
+                version, said = self.spec.version, message.parameters
+                done(InferReply(request.model, version, request.id, message.outputs, True, said))
             else:
                 done(message.fault.error())
 

@@ -45,13 +45,17 @@ class InferRequest(msgspec.Struct, gc=False):
 
 
 class InferReply(msgspec.Struct, gc=False):
-    """One answer. A request to a decoupled model has several; the last one is `final`."""
+    """One answer. A request to a decoupled model has several; the last one is `final`.
+
+    `parameters`: what the model tells the client beside its outputs.
+    """
 
     model: str
     version: str
     id: str
     outputs: list[Tensor]
     final: bool = True
+    parameters: dict[str, Any] | None = None
 
 
 Done = Callable[[InferReply | ServeError], None]

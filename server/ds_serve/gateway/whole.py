@@ -79,8 +79,8 @@ class WholeBackend(TensorBackend):
         waiting = self._waiting.get(answer.id)
         if waiting is not None:
             request, done = waiting
-            version = self.spec.version
-            done(InferReply(request.model, version, request.id, answer.outputs, final=False))
+            version, said = self.spec.version, answer.parameters
+            done(InferReply(request.model, version, request.id, answer.outputs, False, said))
 
 
 def _too_slow(spec: ModelSpec) -> Overloaded:

@@ -130,7 +130,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False, tag=0):
     """Worker to gateway: the outputs, or what went wrong.
 
     `times` are those that ds_serve.tracing.IN_WORKER names, for a request that is traced. One that
-    is not `final` is followed by others.
+    is not `final` is followed by others. `parameters`: what the model tells the client beside.
     """
 
     id: int
@@ -138,6 +138,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False, tag=0):
     fault: Fault | None = None
     times: tuple[int, ...] = ()
     final: bool = True
+    parameters: dict[str, Any] | None = None
 
 
 class Duration(msgspec.Struct, array_like=True):

@@ -153,7 +153,8 @@ def _tensor(name: str, datatype: str, array: Any) -> Tensor:
 
 
 def _reply(reply: InferReply) -> ModelReply:
-    return ModelReply([_output(tensor) for tensor in reply.outputs], reply.final)
+    outputs = [_output(tensor) for tensor in reply.outputs]
+    return ModelReply(outputs, reply.final, reply.parameters or {})
 
 
 def _output(tensor: Tensor) -> Output:

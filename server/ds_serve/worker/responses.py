@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from typing import Any
 
 from ds_engines.spec import ModelSpec
 from ds_serve.scheduler.cache import Cache
@@ -17,7 +18,8 @@ from ds_serve.worker.work import Job
 
 log = logging.getLogger(__name__)
 
-Kept = tuple[tuple[str, str, tuple[int, ...], bytes], ...]
+Outputs = tuple[tuple[str, str, tuple[int, ...], bytes], ...]
+Kept = tuple[Outputs, dict[str, Any] | None]
 
 OVERHEAD = 512
 """Bytes that an answer of no bytes is counted with: so many small ones are bounded too."""
@@ -42,17 +44,22 @@ class Responses:
             self._accounts.missed(took)
             return key
         self._accounts.hit(took, request)
-        outputs = [Tensor(name, kind, shape, memoryview(data)) for name, kind, shape, data in kept]
+        tensors, said = kept
+        outputs = [
+            Tensor(name, kind, shape, memoryview(data)) for name, kind, shape, data in tensors
+        ]
         times = (begun,) * len(IN_WORKER) if request.traced else ()
-        return Answer(request.id, outputs, times=times)
+        return Answer(request.id, outputs, times=times, parameters=said)
 
     def keep(self, jobs: list[Job]) -> None:
         """Of jobs that have been run, the answers that are no faults."""
         begun = time.monotonic_ns()
         for job in jobs:
             if job.cache_key and job.answer is not None and job.answer.fault is None:
-                kept = tuple(map(_copied, job.answer.outputs))
-                self._cache.put(job.cache_key, kept, OVERHEAD + sum(len(one[3]) for one in kept))
+                outputs, said = tuple(map(_copied, job.answer.outputs)), job.answer.parameters
+                size = OVERHEAD + sum(len(one[3]) for one in outputs)
+                size += len(repr(said)) if said else 0
+                self._cache.put(job.cache_key, (outputs, said), size)
         self._accounts.missed(time.monotonic_ns() - begun, count=0)
 
     def trim(self) -> None:

@@ -56,9 +56,16 @@ class Call:
         self.respond(None, EngineFailure("the model gave no final response"), final=True)
 
     def respond(
-        self, outputs: Sequence[Output] | None, error: ServeError | None, *, final: bool
+        self,
+        outputs: Sequence[Output] | None,
+        error: ServeError | None,
+        *,
+        final: bool,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         answer = _answer(self._job.request.id, outputs, error, final=final)
+        if parameters and answer.fault is None:
+            answer.parameters = dict(parameters)
         with self._lock:
             if not self._open:
                 return

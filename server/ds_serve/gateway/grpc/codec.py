@@ -177,27 +177,29 @@ def encode(
     message = pb.ModelInferResponse(
         model_name=reply.model, model_version=reply.version, id=reply.id
     )
+    if reply.parameters:
+        _say(message.parameters, reply.parameters)
     if places and regions is not None:
         regions.write_outputs(reply.outputs, places)
     for tensor in reply.outputs:
         output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         assert isinstance(tensor.data, memoryview)
         if places and tensor.name in places:
-            _say_place(output, places[tensor.name].parameters(len(tensor.data)))
+            _say(output.parameters, places[tensor.name].parameters(len(tensor.data)))
             message.raw_output_contents.append(b"")  # the others keep their places
         else:
             message.raw_output_contents.append(bytes(tensor.data))
     return message
 
 
-def _say_place(
-    output: pb.ModelInferResponse.InferOutputTensor, said: Mapping[str, str | int]
-) -> None:
+def _say(parameters: Any, said: Mapping[str, str | int]) -> None:
     for name, value in said.items():
         if isinstance(value, str):
-            output.parameters[name].string_param = value
+            parameters[name].string_param = value
+        elif isinstance(value, bool):
+            parameters[name].bool_param = value
         else:
-            output.parameters[name].int64_param = value
+            parameters[name].int64_param = value
 
 
 def _inputs(

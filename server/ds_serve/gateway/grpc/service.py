@@ -113,7 +113,7 @@ class InferenceService(Management):
             typed.partition = caller.name
             empty_too = codec.wants_empty_final(request)
             async for reply in self.gateway.submit(typed):
-                if reply.final and not reply.outputs and not empty_too:
+                if reply.final and not (reply.outputs or reply.parameters or empty_too):
                     continue
                 message = codec.encode(self._ranked(reply, wanted), wanted.places, regions)
                 message.parameters["triton_final_response"].bool_param = reply.final

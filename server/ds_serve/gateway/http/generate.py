@@ -83,7 +83,7 @@ class GenerateRoute:
     async def _stream(self, request: InferRequest, out: _Out) -> None:
         async with aclosing(self._gateway.submit(request)) as replies:  # type: ignore[type-var]
             async for reply in replies:
-                if reply.outputs:
+                if reply.outputs or reply.parameters:
                     await out.event(generate_codec.encode(reply))
         await out.end()
 

@@ -58,8 +58,11 @@ def decode(spec: ModelSpec, body: bytes, seconds: float, *, stream: bool) -> Inf
 
 
 def encode(reply: InferReply) -> bytes:
-    """The outputs by their names, a single element without a list around it."""
-    answer: Json = {"model_name": reply.model, "model_version": reply.version}
+    """The outputs by their names, a single element without a list around it, and the model's
+    parameters by theirs, where these are free.
+    """
+    answer: Json = dict(reply.parameters or {})
+    answer |= {"model_name": reply.model, "model_version": reply.version}
     if reply.id:
         answer["id"] = reply.id
     for tensor in reply.outputs:

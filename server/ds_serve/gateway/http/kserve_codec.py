@@ -55,6 +55,7 @@ class ReplyJson(msgspec.Struct, omit_defaults=True):
     model_version: str
     outputs: list[OutputAnswer]
     id: str = ""
+    parameters: Parameters | None = None
 
 
 class Wanted(msgspec.Struct):
@@ -120,7 +121,7 @@ def encode(reply: InferReply, wanted: Wanted, regions: Regions | None = None) ->
     if wanted.places and regions is not None:
         regions.write_outputs(reply.outputs, wanted.places)
     outputs = [_output(tensor, wanted, binary) for tensor in reply.outputs]
-    body = _encode(ReplyJson(reply.model, reply.version, outputs, reply.id))
+    body = _encode(ReplyJson(reply.model, reply.version, outputs, reply.id, reply.parameters))
     if not binary:
         return Answer(200, [body], [(b"content-type", JSON)])
     headers: Headers = [
