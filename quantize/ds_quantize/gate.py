@@ -26,17 +26,12 @@ class Verdict(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Check:
-    """One limit. `show` writes the value, and the limit, for a reader."""
+    """One limit, by its field of Gate. `show` writes the value, and the limit, for a reader."""
 
     name: str
     label: str
     value: Callable[[Evaluation], float]
     show: str = "{:.4f}"
-
-    @property
-    def limit(self) -> str:
-        """The field of the limits."""
-        return self.name
 
     @property
     def key(self) -> str:
@@ -50,10 +45,10 @@ class Check:
     def reason(self, value: float, limit: float) -> str:
         """Why it is not."""
         if math.isnan(value):
-            return f"{self.label} was not measured, and {self.limit} asks for it"
+            return f"{self.label} was not measured, and {self.name} asks for it"
         wanted = "at most" if self.name.startswith("max_") else "at least"
         shown = self.show.format
-        return f"{self.label} is {shown(value)}; {self.limit} wants {wanted} {shown(limit)}"
+        return f"{self.label} is {shown(value)}; {self.name} wants {wanted} {shown(limit)}"
 
 
 def _accuracy(evaluation: Evaluation) -> float:
@@ -92,7 +87,7 @@ def judge(limits: Gate, evaluation: Evaluation) -> Verdict:
     values = {check.key: check.value(evaluation) for check in CHECKS}
     reasons = list(evaluation.faults)
     for check in CHECKS:
-        limit = getattr(limits, check.limit)
+        limit = getattr(limits, check.name)
         if limit is not None and not check.keeps(values[check.key], limit):
             reasons.append(check.reason(values[check.key], limit))
     measured = {key: value for key, value in values.items() if not math.isnan(value)}

@@ -1,0 +1,192 @@
+"""Where the error comes from: the original's tensors against the candidate's, layer by layer.
+
+Both files are run with all tensors as outputs, one row at a time, without fusions; so this is about
+the numbers, and the built engine may round here and there differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from ds_engines.base import Array, Tensors
+from ds_quantize.data import Data
+from ds_quantize.errors import MethodError
+from ds_quantize.evaluate.results import LayerError
+
+MOST_BYTES = 1_500_000_000
+"""A larger file does not fit the format's limit once it has to be written in one piece."""
+
+SUFFIX = "_QuantizeLinear_Input"
+"""ONNX Runtime's quantizer renames an output of the graph so, before it quantizes it."""
+
+PLUMBING = frozenset(
+    {"Constant", "Shape", "Identity", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+)
+
+
+@dataclass
+class Sums:
+    """Of one tensor, over all rows. `varies`, `broken` are about the candidate."""
+
+    difference: float = 0.0
+    original: float = 0.0
+    candidate: float = 0.0
+    product: float = 0.0
+    values: int = 0
+    broken: bool = False
+
+    def add(self, theirs: Array, ours: Array) -> None:
+        a, b = theirs.ravel().astype(np.float64), ours.ravel().astype(np.float64)
+        sound = np.isfinite(a)
+        self.broken |= not np.isfinite(b[sound]).all()
+        a, b = np.nan_to_num(a[sound]), np.nan_to_num(b[sound])
+        self.difference += float(((a - b) ** 2).sum())
+        self.original += float((a * a).sum())
+        self.candidate += float((b * b).sum())
+        self.product += float((a * b).sum())
+        self.values += a.size
+
+    @property
+    def error(self) -> float:
+        """The norm of the difference over that of the original."""
+        if self.broken:
+            return math.inf
+        if self.original == 0:
+            return 0.0 if self.difference == 0 else 1.0
+        return math.sqrt(self.difference / self.original)
+
+    @property
+    def cosine(self) -> float:
+        norms = math.sqrt(self.original) * math.sqrt(self.candidate)
+        return self.product / norms if norms else float(self.original == self.candidate)
+
+
+@dataclass
+class Found:
+    """The layers, and what is to be said about them."""
+
+    layers: tuple[LayerError, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def errors(original: Path, candidate: Path, data: Data, rows: int) -> Found:
+    """The layers of the original that the candidate still has, in the graph's order, with the rank
+    of their own error. Raises MethodError where one of the files cannot be run so.
+    """
+    if max(original.stat().st_size, candidate.stat().st_size) > MOST_BYTES:
+        return Found(notes=[f"layers are not compared: a file is above {MOST_BYTES:,} bytes"])
+    before = onnx.load(original)
+    after = onnx.load(candidate)
+    pairs = _pairs(before.graph, after.graph)
+    if not pairs:
+        return Found(notes=["layers are not compared: both graphs have no tensor in common"])
+    sums = {name: Sums() for name in pairs}
+    first = _session(before, list(pairs), original)
+    second = _session(after, list(pairs.values()), candidate)
+    for row in islice(_single(data), rows):
+        theirs = _run(first, list(pairs), row, original)
+        ours = _run(second, list(pairs.values()), row, candidate)
+        for name, mate in pairs.items():
+            if _comparable(theirs[name], ours[mate]):
+                sums[name].add(theirs[name], ours[mate])
+    return Found(_ranked(_layers(before.graph, sums)))
+
+
+def _pairs(before: onnx.GraphProto, after: onnx.GraphProto) -> dict[str, str]:
+    """Tensors that nodes of the original make, to those of the candidate."""
+    made = {name for node in after.node for name in node.output}
+    mates = {}
+    for node in before.node:
+        for name in node.output:
+            mate = name + SUFFIX if name + SUFFIX in made else name
+            if name and mate in made and node.op_type not in PLUMBING:
+                mates[name] = mate
+    return mates
+
+
+def _session(model: onnx.ModelProto, names: list[str], path: Path) -> ort.InferenceSession:
+    there = {output.name for output in model.graph.output}
+    # ONNX Runtime finds the types of outputs itself.
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in there)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise MethodError(f"layers of {path.name} cannot be looked at: {error}") from error
+
+
+def _run(session: ort.InferenceSession, names: list[str], row: Tensors, path: Path) -> Tensors:
+    try:
+        return dict(zip(names, session.run(names, row), strict=True))
+    except Exception as error:
+        raise MethodError(f"layers of {path.name} cannot be run: {error}") from error
+
+
+def _single(data: Data) -> Iterator[Tensors]:
+    for batch in data.batches(1):
+        yield batch.inputs
+
+
+def _comparable(theirs: object, ours: object) -> bool:
+    return (
+        isinstance(theirs, np.ndarray)
+        and isinstance(ours, np.ndarray)
+        and theirs.dtype.kind == ours.dtype.kind == "f"
+        and theirs.shape == ours.shape
+    )
+
+
+def _layers(graph: onnx.GraphProto, sums: dict[str, Sums]) -> Iterator[LayerError]:
+    """Tensors of other types than floating-point numbers have no values in their sums."""
+    error = {name: s.error for name, s in sums.items() if s.values}
+    # What came in at nodes whose outputs were not compared goes on to the next.
+    carried: dict[str, float] = {}
+    for node in graph.node:
+        given = max((carried.get(name, 0.0) for name in node.input), default=0.0)
+        for name in node.output:
+            carried[name] = error.get(name, given)
+            if name in error:
+                yield LayerError(
+                    name=node.name or name,
+                    op=node.op_type,
+                    tensor=name,
+                    error=error[name],
+                    own=_own(error[name], given),
+                    cosine=sums[name].cosine,
+                )
+
+
+def _own(error: float, given: float) -> float:
+    if math.isinf(error):
+        return 0.0 if math.isinf(given) else math.inf
+    return math.sqrt(max(0.0, error**2 - given**2))
+
+
+def _ranked(layers: Iterator[LayerError]) -> tuple[LayerError, ...]:
+    found = list(layers)
+    order = sorted(range(len(found)), key=lambda index: -found[index].own)
+    rank = {index: place for place, index in enumerate(order, 1)}
+    return tuple(_with_rank(layer, rank[index]) for index, layer in enumerate(found))
+
+
+def _with_rank(layer: LayerError, rank: int) -> LayerError:
+    return LayerError(
+        layer.name, layer.op, layer.tensor, layer.error, layer.own, layer.cosine, rank
+    )
+
+
+def sensitive(layers: tuple[LayerError, ...], most: int) -> list[LayerError]:
+    """Those with the largest error of their own, the worst first."""
+    return sorted(layers, key=lambda layer: layer.rank)[:most]

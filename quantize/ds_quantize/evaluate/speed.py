@@ -1,0 +1,60 @@
+"""Latency and throughput of several engines, which take turns so that all see the same machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from ds_engines.base import BatchEngine, Tensors
+from ds_quantize.evaluate.results import Timing
+
+WARM_UP = 3
+FEWEST = 2
+"""Runs of one turn, however long they take."""
+
+
+def timings(
+    engines: Sequence[BatchEngine],
+    inputs: Sequence[Tensors],
+    batch: int,
+    seconds: float,
+    turns: int,
+) -> list[Timing]:
+    """One Timing for each engine, on its own inputs of `batch` rows."""
+    for engine, given in zip(engines, inputs, strict=True):
+        for _ in range(WARM_UP):
+            engine.run(given)
+    runs: list[list[list[float]]] = [[] for _ in engines]
+    for turn in range(turns):
+        order = list(range(len(engines)))
+        for index in order if turn % 2 == 0 else reversed(order):
+            runs[index].append(_turn(engines[index], inputs[index], seconds / turns))
+    return [_timing(batch, own) for own in runs]
+
+
+def _turn(engine: BatchEngine, given: Tensors, seconds: float) -> list[float]:
+    """Seconds of each run."""
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(found) < FEWEST or time.perf_counter() < until:
+        begun = time.perf_counter()
+        engine.run(given)
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+def _timing(batch: int, turns: Sequence[Sequence[float]]) -> Timing:
+    medians = [1000 * median(turn) for turn in turns]
+    latency = median(medians)
+    every = np.concatenate([np.asarray(turn) for turn in turns])
+    return Timing(
+        batch=batch,
+        latency_ms=latency,
+        latency_p99_ms=float(1000 * np.quantile(every, 0.99)),
+        rows_per_s=1000 * batch / latency,
+        lowest_ms=min(medians),
+        highest_ms=max(medians),
+    )

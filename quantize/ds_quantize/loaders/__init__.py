@@ -1,0 +1,1 @@
+"""Reading data: one module for each kind of source."""
