@@ -11,6 +11,9 @@ from typing import Any
 
 from ds_quantize.errors import DataError, QuantizeError
 
+PREFIX = "ds_quantize_file_"
+"""What the names of their modules begin with."""
+
 
 def is_reference(text: str) -> bool:
     """Whether it has the form `file.py:function`."""
@@ -36,7 +39,7 @@ def _module(path: Path, error: type[QuantizeError]) -> ModuleType:
     if not path.is_file():
         raise error(f"there is no file {path}")
     # A name of its own: two files of the same name must not be taken for each other.
-    name = f"ds_quantize_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    name = f"{PREFIX}{path.stem}_{abs(hash(str(path.resolve()))):x}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise error(f"{path} cannot be run as Python")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from ds_engines.base import Array, Tensors
@@ -102,23 +103,23 @@ class Tally:
     def quality(self, seed: int) -> Quality:
         """The metric with its intervals."""
         after = _joined(self._scores["candidate"])
-        about = {
-            "metric": self.metric.name,
-            "better": self.metric.better,
-            "perfect": self.metric.perfect,
-        }
-        candidate = intervals.estimate(after, seed)
+        quality = Quality(
+            self.metric.name,
+            self.metric.better,
+            intervals.estimate(after, seed),
+            perfect=self.metric.perfect,
+        )
         if self.metric.against != "labels":
-            return Quality(**about, candidate=candidate)
+            return quality
         before = _joined(self._scores["original"])
         if not np.isfinite(before.value):
             raise DataError(f"metric {self.metric.name} gives {before.value} for the original")
-        return Quality(
-            **about,
-            candidate=candidate,
+        found: Quality = msgspec.structs.replace(
+            quality,
             baseline=intervals.estimate(before, seed),
             change=intervals.change(before, after, seed),
         )
+        return found
 
     def agreement(self, seed: int) -> Estimate | None:
         """None where the outputs are no answers."""

@@ -58,7 +58,9 @@ def compare(
         closing(engines.opened(candidate, threads)) as second,
     ):
         _require_same_tensors(first, second)
-        original, ours = _half(baseline, first, data), _half(candidate, second, data)
+        original = Half(baseline, first, _fitted(first, data))
+        same = first.spec.inputs == second.spec.inputs
+        ours = Half(candidate, second, original.data if same else _fitted(second, data))
         asked = _metric(metric, original, baseline)
         tally = _tally(asked, original, ours, context)
         speeds = _speeds(original, ours, options, context)
@@ -80,11 +82,11 @@ def compare(
         )
 
 
-def _half(model: Model, engine: BatchEngine, data: Data) -> Half:
+def _fitted(engine: BatchEngine, data: Data) -> Fitted:
     fitted = fit(data, engine.spec)
     if not isinstance(fitted, Fitted):
         raise DataError(f"{data.source} cannot be laid out for {engine.spec.name}")
-    return Half(model, engine, fitted)
+    return fitted
 
 
 def _require_same_tensors(first: BatchEngine, second: BatchEngine) -> None:
@@ -107,7 +109,7 @@ def _metric(name: str, half: Half, baseline: Model) -> Metric:
 def _tally(metric: Metric, original: Half, ours: Half, context: Context) -> Tally:
     tally = Tally(metric)
     size = ROWS if original.data.batched and ours.data.batched else 1
-    pairs = zip(original.data.batches(size), ours.data.batches(size), strict=True)
+    pairs = _pairs(original.data, ours.data, size)
     rows = original.data.rows
     total = math.ceil(rows / (original.data.per_call or size))
     for theirs, own in context.progress.track(pairs, "Evaluating", total):
@@ -116,6 +118,13 @@ def _tally(metric: Metric, original: Half, ours: Half, context: Context) -> Tall
             raise SourceError("original and candidate take different numbers of rows at a time")
         tally.add(ours.answer(own, count), original.answer(theirs, count), theirs.labels)
     return tally
+
+
+def _pairs(theirs: Fitted, ours: Fitted, size: int) -> Iterator[tuple[Batch, Batch]]:
+    """The same rows in both layouts."""
+    if theirs is ours:
+        return ((batch, batch) for batch in theirs.batches(size))
+    return zip(theirs.batches(size), ours.batches(size), strict=True)
 
 
 def _rows(data: Fitted, batch: Batch) -> int:
@@ -159,7 +168,8 @@ def _sample(data: Fitted, rows: int) -> Tensors:
 
 
 def _repeated(array: Array, rows: int, axis: int) -> Array:
-    return np.take(array, np.arange(rows) % array.shape[axis], axis)
+    repeated: Array = np.take(array, np.arange(rows) % array.shape[axis], axis)
+    return repeated
 
 
 def _layers(original: Half, ours: Half, options: Options, context: Context) -> layers.Found:
