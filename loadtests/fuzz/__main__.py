@@ -78,11 +78,11 @@ def _both(
 ) -> tuple[Outcome, Outcome]:
     """gRPC and HTTP at once, with a look at the memory now and then."""
     url = f"http://{server.http}"
-    tasks: list[Callable[[], Outcome]] = [
-        lambda: calls.fuzz(server.grpc, seconds, seed, names),
-        lambda: http.fuzz(url, seconds, seed, names, folder),
-    ]
     over = threading.Event()
+    tasks: list[Callable[[], Outcome]] = [
+        lambda: calls.fuzz(server.grpc, seconds, seed, names, over),
+        lambda: http.fuzz(url, seconds, seed, names, folder, over),
+    ]
     with ThreadPoolExecutor(3) as pool:
         pool.submit(_sample, sampler, over)
         found: list[Future[Outcome]] = [pool.submit(task) for task in tasks]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
+from threading import Event
 from typing import Any
 
 import grpc
@@ -45,13 +46,13 @@ SILENCE = 0.1
 """Seconds after which a connection that speaks no gRPC is left."""
 
 
-def fuzz(address: str, seconds: float, seed: int, models: Sequence[str]) -> Outcome:
+def fuzz(address: str, seconds: float, seed: int, models: Sequence[str], over: Event) -> Outcome:
     """Send for so long, over a few connections at once."""
     right = [message for model in models if (message := right_request(address, model))]
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         makers = [Maker(random.Random(seed + i), models, right) for i in range(CONNECTIONS)]
-        parts = list(pool.map(lambda maker: _caller(address, maker, end), makers))
+        parts = list(pool.map(lambda maker: _caller(address, maker, end, over), makers))
     return reduce(_joined, parts)
 
 
@@ -88,11 +89,11 @@ def _answer(address: str, method: str, message: Message) -> bytes | None:
     return answer
 
 
-def _caller(address: str, maker: Maker, end: float) -> Outcome:
+def _caller(address: str, maker: Maker, end: float, over: Event) -> Outcome:
     outcome = Outcome()
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options) as channel:
-        while time.monotonic() < end:
+        while time.monotonic() < end and not over.is_set():
             if maker.random.random() < RAW_SHARE:
                 _speak_nonsense(address, maker)
                 outcome.answers["no gRPC"] += 1

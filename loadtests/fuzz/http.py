@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from loadtests.fuzz import hooks
@@ -67,7 +69,9 @@ BODIES: dict[str, dict[str, Any]] = {
 """By the end of a path: what a request has beside what all requests for text have."""
 
 
-def fuzz(url: str, seconds: float, seed: int, models: Sequence[str], folder: Path) -> Outcome:
+def fuzz(
+    url: str, seconds: float, seed: int, models: Sequence[str], folder: Path, over: Event
+) -> Outcome:
     """Send what schemathesis finds in `seconds`; every phase of it, one request at a time."""
     (folder / "description.json").write_text(json.dumps(pointed(_description(url), models)))
     (folder / "schemathesis.toml").write_text(f'hooks = "{hooks.__name__}"\n')
@@ -92,13 +96,21 @@ def fuzz(url: str, seconds: float, seed: int, models: Sequence[str], folder: Pat
             )
         )
         stack.callback(process.kill)
-        status = process.wait(seconds + SPARE_SECONDS)
+        status = _end(process, seconds + SPARE_SECONDS, over)
         printed.seek(0)
         text = printed.read()
     if not counts.exists():
         return Outcome(Counter(), [f"schemathesis ended with {status}:\n{text[-3000:]}"])
     answers = Counter({str(k): v for k, v in json.loads(counts.read_text()).items()})
-    return Outcome(answers, [text] if status else [])
+    return Outcome(answers, [] if status == 0 else [f"schemathesis ended with {status}:\n{text}"])
+
+
+def _end(process: subprocess.Popen[bytes], seconds: float, over: Event) -> int | None:
+    """Its exit status; None where it was still at work when its time, or all, was over."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until and not over.wait(0.2):
+        pass
+    return process.poll()
 
 
 def pointed(description: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""Which tests run together where several processes share them out (`pytest -n 2`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+TOGETHER = ("tests/e2e/text/", "tests/server/text/")
+"""Folders whose modules share a server that takes long to start; others go by the module."""
+
+FIRST = (*TOGETHER, "tests/e2e/", "tests/loadtests/", "tests/profiler/")
+"""What takes longest starts first, so that no process is left alone with it in the end."""
+
+
+class Groups(LoadFileScheduling):
+    """Gives each process one group of tests after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folders = [folder for folder in TOGETHER if nodeid.startswith(folder)]
+        return folders[0] if folders else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    places = [at for at, folder in enumerate(FIRST) if item.nodeid.startswith(folder)]
+    return min(places, default=len(FIRST))
