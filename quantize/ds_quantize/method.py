@@ -33,6 +33,11 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         """The name that recipes call it by."""
         return str(type(self).__struct_config__.tag)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that its settings name: their contents decide the result as well."""
+        return ()
+
     def load(self) -> Handler:
         """The function that does it."""
         module, _, function = self.handler.partition(":")
