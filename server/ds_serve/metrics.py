@@ -91,6 +91,14 @@ queue_seconds = Histogram(
         10, 30,
     ),
 )  # fmt: skip
+first_response_ms = Histogram(
+    "nv_inference_first_response_histogram_ms",
+    "Time from a tensor request's arrival to its first answer, milliseconds.",
+    MODEL,
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000, 60000),
+)
+"""Triton's own buckets, 100, 500, 2000 and 5000, are among these."""
+
 batch_rows = Histogram(
     "ds_batch_rows", "Rows per executed batch.", MODEL, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )

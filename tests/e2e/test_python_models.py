@@ -368,6 +368,41 @@ def test_a_decoupled_model_answers_often(server: Server, count: int) -> None:
     assert {one.get_response().id for one in answers} == {"9"}
 
 
+def test_the_time_to_the_first_answer_is_told_once_for_a_request(server: Server) -> None:
+    """Of some 20 answers, one every 10 ms."""
+    name, about = "nv_inference_first_response_histogram_ms", {"model": "counted", "version": "1"}
+
+    def told() -> tuple[float, float, float]:
+        whole = server.metric("ds_request_seconds_sum", **about)
+        return (
+            server.metric(f"{name}_count", **about),
+            server.metric(f"{name}_sum", **about),
+            whole,
+        )
+
+    before = told()
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        answers: queue.Queue = queue.Queue()
+        client.start_stream(lambda result, error: answers.put(error or result))
+        client.async_stream_infer(
+            "counted", _inputs(tritonclient.grpc, {"COUNT": np.array([1020], np.int32)})
+        )
+        for _ in range(20):
+            answers.get(timeout=20)
+        client.stop_stream(cancel_requests=True)
+    until(lambda: told()[0] > before[0], "nothing was told", 10)
+    until(lambda: told()[2] > before[2], "the request has not ended", 10)
+    count, ms, whole = (now - then for now, then in zip(told(), before, strict=True))
+    assert count == 1
+    assert 0 < ms < whole * 1e3 / 2
+    ask(server, "texts", TEXT=np.array([b"a"], np.object_))
+    about = {"model": "texts", "version": "1"}
+    assert server.metric(f"{name}_count", **about) == server.metric(
+        "ds_request_seconds_count", **about
+    )
+    assert server.metric(f"{name}_bucket", le="5000.0", **about) > 0
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_decoupled_model_is_refused_where_there_is_one_answer(
     server: Server, protocol: str

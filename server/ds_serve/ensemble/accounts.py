@@ -38,6 +38,7 @@ class Accounts:
         self._infer_us = Tally(metrics.infer_us.labels(*labels).inc)
         self._failure_us = Tally(failure_us.labels(*labels).inc)
         self._seconds = Observations(metrics.request_seconds.labels(*labels))
+        self._first_ms = Observations(metrics.first_response_ms.labels(*labels))
         self._last = Level(last_ms.labels(*labels).set)
         self._failure = {
             reason: Tally(metrics.request_failure.labels(*labels, reason).inc)
@@ -52,6 +53,7 @@ class Accounts:
         self._request_us.add(took * 1e6)
         self._infer_us.add(took * 1e6)
         self._seconds.add(took)
+        self._first_ms.add(took * 1e3)
         self._last.set(time.time_ns() // 1_000_000)
 
     def failed(self, kind: str, took: float) -> None:

@@ -39,6 +39,7 @@ class Accounts:
         self._hit_us = Tally(metrics.cache_hit_us.labels(*labels).inc)
         self._miss_us = Tally(metrics.cache_miss_us.labels(*labels).inc)
         self._seconds = Observations(metrics.request_seconds.labels(*labels))
+        self._first_ms = Observations(metrics.first_response_ms.labels(*labels))
         self._queue_seconds = Observations(metrics.queue_seconds.labels(*labels))
         self._at_once = spec.slots * max(1, spec.batch.max_batch_size)
         self._batch_rows = Observations(metrics.batch_rows.labels(*labels))
@@ -89,6 +90,8 @@ class Accounts:
             succeeded += 1
             request += took
             self._seconds.add(took)
+            if not job.begun:
+                self._first_ms.add(took * 1e3)
             waited = job.started - job.request.arrived
             queued += waited
             self._queue_seconds.add(waited)
@@ -105,6 +108,12 @@ class Accounts:
             self._infer_us.add(shares[1] * succeeded / 1e3)
             self._output_us.add(shares[2] * succeeded / 1e3)
 
+    def begun(self, job: Job) -> None:
+        """One of several answers is on its way, which is not the last one."""
+        if not job.begun:
+            job.begun = True
+            self._first_ms.add((time.monotonic() - job.request.arrived) * 1e3)
+
     def hit(self, ns: int, request: Infer) -> None:
         """A request that was answered from the cache, where it was looked up in `ns`."""
         took = time.monotonic() - request.arrived
@@ -113,6 +122,7 @@ class Accounts:
         total.success.add(int(took * 1e9))
         total.cache_hit.add(ns)
         self._seconds.add(took)
+        self._first_ms.add(took * 1e3)
         self._success.add()
         self._request_us.add(took * 1e6)
         self._hits.add()

@@ -26,7 +26,8 @@ class Job:
     """A request inside the worker. Times are in seconds of the monotonic clock.
 
     `queued_ns`: nanoseconds of the same clock, of a request that is traced. `step`: its place in
-    its sequence, where it has one. `cache_key`: under which its answer is to be kept.
+    its sequence, where it has one. `cache_key`: under which its answer is to be kept. `begun`: it
+    has an answer already, which is not its last.
     """
 
     gateway: Link
@@ -37,6 +38,7 @@ class Job:
     queued_ns: int = 0
     step: Step | None = None
     cache_key: bytes = b""
+    begun: bool = False
 
     @property
     def key(self) -> Hashable:

@@ -206,6 +206,7 @@ class Worker:
         """`parts` are answers that are followed by others, `ended` have their last one."""
         for job, part in parts:
             job.gateway.send(frames_of([part]))
+            self._accounts.begun(job)
         if self._responses is not None:
             self._responses.keep(ended)
         self._send(ended)
