@@ -1,0 +1,123 @@
+"""Stages: steps of a run whose results are kept, so that equal work is done once.
+
+A stage's key is a hash over all that decides its result. Its folder is put together under another
+name and renamed when it is whole: a run that is interrupted leaves nothing that looks finished,
+and the next one goes on from the last stage that was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ds_quantize import disk
+from ds_quantize.errors import QuantizeError
+from ds_quantize.progress import Reporter
+
+RECORD = "stage.json"
+
+Make = Callable[[Path], dict[str, Any]]
+"""Writes a stage's files into the folder given, and returns what else is to be kept, as JSON."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What a finished stage says of itself, in its `stage.json`."""
+
+    name: str
+    seconds: float
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage. `key` stands for its contents; `reused`: it was there before this run."""
+
+    key: str
+    folder: Path
+    record: Record
+    reused: bool
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the stage returned."""
+        return self.record.result
+
+
+@dataclass
+class Stages:
+    """The stages below one work folder. `done` are those of this run, in their order."""
+
+    root: Path
+    reporter: Reporter
+    done: list[Done] = field(default_factory=list)
+
+    def run(self, name: str, inputs: dict[str, Any], make: Make) -> Done:
+        """The stage `name` over `inputs`, which are JSON; made now unless it was before."""
+        key = key_of(name, inputs)
+        folder = self.root / f"{name}-{key[:20]}"
+        found = self._found(folder, key)
+        if found is None:
+            found = self._made(folder, name, key, make)
+        else:
+            self.reporter.reused(name)
+        self.done.append(found)
+        return found
+
+    def _found(self, folder: Path, key: str) -> Done | None:
+        try:
+            text = (folder / RECORD).read_bytes()
+            return Done(key, folder, msgspec.json.decode(text, type=Record), reused=True)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _made(self, folder: Path, name: str, key: str, make: Make) -> Done:
+        lock = self._lock(folder)
+        with disk.locked(lock, lambda: self.reporter.say(f"{name}: another run is at it; waiting")):
+            if found := self._found(folder, key):
+                return found
+            partial = disk.emptied(folder.with_name(f"{folder.name}.partial"))
+            with self.reporter.stage(name):
+                begun = time.monotonic()
+                result = make(partial)
+                record = Record(name, round(time.monotonic() - begun, 3), result)
+            (partial / RECORD).write_bytes(msgspec.json.encode(record))
+            disk.sync_tree(partial)
+            if folder.exists():
+                disk.emptied(folder)  # one without a record, which nothing else can use
+            partial.rename(folder)
+            disk.sync(folder.parent)
+        return Done(key, folder, record, reused=False)
+
+    def _lock(self, folder: Path) -> Path:
+        lock = folder.with_name(f"{folder.name}.lock")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        except OSError as error:
+            raise QuantizeError(
+                f"the work folder {self.root} cannot be written: {error.strerror}; "
+                "give another with --work"
+            ) from None
+        return lock
+
+
+def key_of(name: str, inputs: dict[str, Any]) -> str:
+    """A SHA-256 over the stage's name and what it is made of."""
+    text = msgspec.json.encode([name, inputs], order="deterministic")
+    return hashlib.sha256(text).hexdigest()
+
+
+def default_root() -> Path:
+    """`quantize` in ds-serve's cache folder."""
+    if own := os.environ.get("DS_SERVE_CACHE"):
+        return Path(own).expanduser().absolute() / "quantize"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = xdg if xdg.is_absolute() else Path.home() / ".cache"
+    return base / "ds-serve" / "quantize"
