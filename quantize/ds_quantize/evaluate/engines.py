@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-import onnx
-from onnx.external_data_helper import uses_external_data
 
 from ds_engines.base import BatchEngine, EngineOptions, load
 from ds_engines.spec import ModelSpec
+from ds_quantize import onnx_files
 from ds_quantize.errors import SourceError
 from ds_quantize.forms import Model, OnnxModel, PlanModel
 
@@ -38,18 +35,5 @@ def size(model: Model) -> int:
     """Bytes on disk, with the files that hold an ONNX file's tensors."""
     if not isinstance(model, OnnxModel | PlanModel):
         raise SourceError(f"a model of form {model.form!r} has no file of its own")
-    return sum(path.stat().st_size for path in [model.path, *_beside(model)])
-
-
-def _beside(model: OnnxModel | PlanModel) -> list[Path]:
-    if model.form != "onnx":
-        return []
-    graph = onnx.load(model.path, load_external_data=False).graph
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [model.path.parent / name for name in sorted(names)]
+    files = onnx_files.files(model.path) if isinstance(model, OnnxModel) else [model.path]
+    return sum(path.stat().st_size for path in files)

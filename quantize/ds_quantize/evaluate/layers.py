@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -34,20 +35,20 @@ PLUMBING = frozenset(
 
 @dataclass
 class Sums:
-    """Of one tensor, over all rows. `varies`, `broken` are about the candidate."""
+    """Of one tensor, over all rows. `finite` is about the candidate."""
 
     difference: float = 0.0
     original: float = 0.0
     candidate: float = 0.0
     product: float = 0.0
     values: int = 0
-    broken: bool = False
+    finite: bool = True
 
     def add(self, theirs: Array, ours: Array) -> None:
         a, b = theirs.ravel().astype(np.float64), ours.ravel().astype(np.float64)
-        sound = np.isfinite(a)
-        self.broken |= not np.isfinite(b[sound]).all()
-        a, b = np.nan_to_num(a[sound]), np.nan_to_num(b[sound])
+        a, b = a[np.isfinite(a)], b[np.isfinite(a)]
+        self.finite &= bool(np.isfinite(b).all())
+        a, b = a[np.isfinite(b)], b[np.isfinite(b)]
         self.difference += float(((a - b) ** 2).sum())
         self.original += float((a * a).sum())
         self.candidate += float((b * b).sum())
@@ -57,8 +58,6 @@ class Sums:
     @property
     def error(self) -> float:
         """The norm of the difference over that of the original."""
-        if self.broken:
-            return math.inf
         if self.original == 0:
             return 0.0 if self.difference == 0 else 1.0
         return math.sqrt(self.difference / self.original)
@@ -165,12 +164,11 @@ def _layers(graph: onnx.GraphProto, sums: dict[str, Sums]) -> Iterator[LayerErro
                     error=error[name],
                     own=_own(error[name], given),
                     cosine=sums[name].cosine,
+                    finite=sums[name].finite,
                 )
 
 
 def _own(error: float, given: float) -> float:
-    if math.isinf(error):
-        return 0.0 if math.isinf(given) else math.inf
     return math.sqrt(max(0.0, error**2 - given**2))
 
 
@@ -178,12 +176,8 @@ def _ranked(layers: Iterator[LayerError]) -> tuple[LayerError, ...]:
     found = list(layers)
     order = sorted(range(len(found)), key=lambda index: -found[index].own)
     rank = {index: place for place, index in enumerate(order, 1)}
-    return tuple(_with_rank(layer, rank[index]) for index, layer in enumerate(found))
-
-
-def _with_rank(layer: LayerError, rank: int) -> LayerError:
-    return LayerError(
-        layer.name, layer.op, layer.tensor, layer.error, layer.own, layer.cosine, rank
+    return tuple(
+        msgspec.structs.replace(layer, rank=rank[index]) for index, layer in enumerate(found)
     )
 
 

@@ -89,6 +89,7 @@ class LayerError(msgspec.Struct, frozen=True):
     `error` is the L2 norm of the difference over that of the original. `own` is the part that came
     in at this layer, sqrt(max(0, error**2 - e**2)) with `e` the largest error of its inputs: the
     higher, the more there is to gain by keeping the layer as it was. `rank` 1 is the highest.
+    `finite` is False where the candidate has NaN or infinities and the original has none.
     """
 
     name: str
@@ -97,6 +98,7 @@ class LayerError(msgspec.Struct, frozen=True):
     error: float
     own: float
     cosine: float
+    finite: bool = True
     rank: int = 0
 
 

@@ -109,6 +109,8 @@ class Tally:
             intervals.estimate(after, seed),
             perfect=self.metric.perfect,
         )
+        if not np.isfinite(after.value):
+            raise DataError(f"metric {self.metric.name} gives {after.value} for the candidate")
         if self.metric.against != "labels":
             return quality
         before = _joined(self._scores["original"])

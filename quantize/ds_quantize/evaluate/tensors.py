@@ -201,7 +201,7 @@ def _side(half: Half, times: tuple[Timing, ...], threads: int, options: Options)
 def _faults(tally: Tally, found: layers.Found) -> tuple[str, ...]:
     """What is wrong with the outputs, and with which layer it begins."""
     faults = tally.faults()
-    first = next((layer for layer in found.layers if math.isinf(layer.error)), None)
+    first = next((layer for layer in found.layers if not layer.finite), None)
     if faults and first is not None:
         return (*faults, f"the first layer that is not finite is {first.name!r} ({first.op})")
     worst = layers.sensitive(found.layers, 1)
