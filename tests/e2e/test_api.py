@@ -68,6 +68,7 @@ def test_serves_until_it_is_told_to_stop(tmp_path, start):
     assert "run has returned" in (tmp_path / "output").read_text()
 
 
+@pytest.mark.slow
 def test_serves_several_models_by_name_from_a_path(tmp_path, start):
     models = [f"{name}={mlp(tmp_path / 'mlp.onnx')}" for name in ("one", "two")]
     start(f"{models!r}")
@@ -103,6 +104,7 @@ def test_wrong_port_raises_and_names_it(tmp_path, start):
     assert "ConfigError: --http-port is 70000" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_loaded_raises(tmp_path, start):
     model = mlp(tmp_path / "mlp.onnx")
     (tmp_path / "config.pbtxt").write_text("max_bach_size: 8")

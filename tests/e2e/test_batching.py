@@ -136,6 +136,7 @@ def test_two_instances_run_two_batches_at_once(server):
     assert is_right(second.result())
 
 
+@pytest.mark.slow
 def test_delay_flag_joins_what_comes_meanwhile(tmp_path):
     flags = ["--max-batch-size", "3", "--batch-delay-us", "60000000"]
     with (
@@ -150,6 +151,7 @@ def test_delay_flag_joins_what_comes_meanwhile(tmp_path):
         assert _batches(server, "slow") == {3: 1}
 
 
+@pytest.mark.slow
 def test_long_batch_after_quick_ones_does_not_stop_the_scheduler(server):
     """A quick engine runs where the queue is kept; what was quick need not be so again."""
     for _ in range(3):

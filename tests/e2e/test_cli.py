@@ -123,6 +123,7 @@ def test_port_in_use_is_named_before_anything_is_loaded(folder, flag):
     assert status == USAGE
 
 
+@pytest.mark.slow
 def test_port_of_another_server_is_in_use(folder):
     """Servers share a port among their own gateways, never with each other."""
     with Server("--model", folder / "good.onnx", "--gateways", "2") as server:
@@ -139,10 +140,15 @@ def test_port_of_another_server_is_in_use(folder):
     [
         ("unloadable.onnx", "unloadable.onnx.*Hyperbole"),
         ("unknown-field", "unknown-field/config.pbtxt.*max_bach_size"),
-        ("unhonoured", "unhonoured/config.pbtxt.*ensemble_scheduling"),
-        ("other-name", "other-name/config.pbtxt.*somebody"),
-        ("no-syntax", "no-syntax/config.pbtxt"),
-        ("one-axis", "one-axis/config.pbtxt.*z"),
+        *(
+            pytest.param(name, says, marks=pytest.mark.slow)
+            for name, says in {
+                "unhonoured": "unhonoured/config.pbtxt.*ensemble_scheduling",
+                "other-name": "other-name/config.pbtxt.*somebody",
+                "no-syntax": "no-syntax/config.pbtxt",
+                "one-axis": "one-axis/config.pbtxt.*z",
+            }.items()
+        ),
     ],
 )
 def test_model_that_cannot_be_loaded_ends_the_server(folder, model, says):
@@ -166,6 +172,7 @@ def test_model_that_cannot_be_loaded_beside_one_that_can(folder):
         assert "retry-after" not in refused.headers, "waiting does not help"
 
 
+@pytest.mark.slow
 def test_exit_on_model_failure(folder):
     models = ["--model", folder / "good.onnx", "--model", folder / "unknown-field"]
     status, error = _run(*models, "--exit-on-model-failure")

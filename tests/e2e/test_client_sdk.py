@@ -136,6 +136,7 @@ def test_what_a_dead_client_left_is_removed(server, number):
         assert not left & registered(server)
 
 
+@pytest.mark.slow
 def test_models_are_controlled(tmp_path):
     folder = tmp_path / "repository" / "mlp" / "1"
     folder.mkdir(parents=True)
@@ -199,6 +200,7 @@ def test_a_request_that_its_worker_took_along_is_lost_and_not_repeated(server):
         assert server.metric("nv_inference_request_success", model="slow") == before + 1
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_waited_for(tmp_path):
     flags = ["--max-queue-size", "1", "--max-batch-size", "1"]
     with Server("--model", slow(tmp_path / "slow.onnx"), *flags) as server:
@@ -215,6 +217,7 @@ def test_a_full_queue_is_waited_for(tmp_path):
             assert waits.result(60)
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_found_and_told_of_the_memory_again(tmp_path):
     flags = ["--model", mlp(tmp_path / "mlp.onnx"), "--max-batch-size", "4096"]
     with Server(*flags) as first:

@@ -145,6 +145,7 @@ def test_many_at_once(server):
         assert all(pool.map(ask, range(32)))
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_gateways(repository):
     with Server("--model-repository", repository, "--gateways", "2") as server:
         for number in range(10):  # each client has a connection of its own
@@ -267,6 +268,7 @@ def test_metadata_and_configuration(server):
     assert not config["instance_group"]
 
 
+@pytest.mark.slow
 def test_member_that_dies(repository):
     with Server("--model-repository", repository) as server:
         fates: queue.Queue = queue.Queue()
@@ -407,6 +409,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_ensembles_that_cannot_be(tmp_path):
     ensembles.members(tmp_path)
     for name, parts in WRONG.items():
@@ -422,6 +425,7 @@ def test_ensembles_that_cannot_be(tmp_path):
             assert "nobody" in refusal(triton.infer, "stranger", inputs("http", x=rows()))
 
 
+@pytest.mark.slow
 def test_circle_that_a_client_loads(tmp_path):
     for name in ("circle-a", "circle-b"):
         ensembles.ensemble(tmp_path / name, *WRONG[name])

@@ -165,7 +165,7 @@ def test_killed_supervisor_leaves_nothing_behind(models, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("ds-serve-*")), "a server that stops removes its own"
 
 
-@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("gateways", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_under_load_loses_no_request(models, gateways):
     """Clients are asked to close their connections, or find nobody when they connect anew."""
     with Server(*models, "--gateways", str(gateways)) as server:
@@ -208,6 +208,7 @@ def test_queued_requests_are_finished_before_the_end(models):
         assert all(answer.result().headers["connection"] == "close" for answer in queued)
 
 
+@pytest.mark.slow
 def test_readiness_fails_first_when_the_server_stops(models):
     """So that a load balancer looks elsewhere while requests are still taken."""
     with Server(*models, "--drain-timeout", "20") as server, busy(server) as running:
@@ -218,6 +219,7 @@ def test_readiness_fails_first_when_the_server_stops(models):
         assert is_right(running.result())
 
 
+@pytest.mark.slow
 def test_request_beyond_the_drain_timeout_fails_clearly(models):
     with (
         Server(*models, "--drain-timeout", "0.5") as server,
@@ -240,6 +242,7 @@ def test_request_beyond_the_drain_timeout_fails_clearly(models):
     assert "shutting down" in error.details()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_stops_at_once(models, number):
     with Server(*models, "--drain-timeout", "100") as server, busy(server, 40 * SECOND) as running:
@@ -253,6 +256,7 @@ def test_second_signal_stops_at_once(models, number):
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_stops_in_order(models, monkeypatch):
     """SIGINT reaches the whole process group, in which the supervisor is alone."""
     monkeypatch.setattr(subprocess, "Popen", partial(subprocess.Popen, process_group=0))
@@ -267,6 +271,7 @@ def test_ctrl_c_in_a_terminal_stops_in_order(models, monkeypatch):
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.slow
 def test_signal_while_models_load(models):
     """The server ends as it does later, and leaves nothing behind."""
     with contextlib.closing(Server(*models)) as server:
@@ -279,6 +284,7 @@ def test_signal_while_models_load(models):
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.slow
 def test_hung_worker_is_started_again(models):
     """One that is stopped gives no sign of life; its requests fail, others go on."""
     with Server(*models, "--hang-timeout", "2") as server, ThreadPoolExecutor(1) as pool:

@@ -23,9 +23,13 @@ from ds_proto.service import METHODS
 
 CARRIERS = [
     "native",
-    "grpcio",
+    pytest.param("grpcio", marks=pytest.mark.slow),
     pytest.param(
-        "pyvoy", marks=pytest.mark.skipif(not find_spec("pyvoy"), reason="pyvoy is not installed")
+        "pyvoy",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not find_spec("pyvoy"), reason="pyvoy is not installed"),
+        ],
     ),
 ]
 HOLD_SECONDS = 2.0
@@ -108,6 +112,7 @@ def test_what_unpacks_beyond_the_limit_is_refused(server: Server, channel: grpc.
         assert max(most_memory(pid) for pid in server.gateways()) < 400_000_000
 
 
+@pytest.mark.slow
 def test_answers_leave_compressed_if_wanted(tmp_path: Path) -> None:
     flags = ["--grpc-server", "grpcio", "--grpc-infer-response-compression-level", "high"]
     with Server("--model", onnx_models.mlp(tmp_path / "held.onnx"), *flags) as server:

@@ -166,6 +166,7 @@ def test_queued_request_whose_client_leaves_is_never_run(server, channel, client
     assert server.metric("nv_inference_request_failure", reason="CANCELED") == cancelled + 4
 
 
+@pytest.mark.slow
 def test_request_timeout_flag_bounds_every_request(model):
     """Also one that runs already, and one that asks for more time."""
     long = 3 * SECOND // 2

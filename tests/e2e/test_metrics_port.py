@@ -16,6 +16,7 @@ def port() -> int:
         return taken.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_the_metrics_are_on_both_ports(tmp_path: Path, port: int) -> None:
     model = onnx_models.mlp(tmp_path / "mlp.onnx")
     flags = ["--metrics-port", str(port), "--gateways", "2"]

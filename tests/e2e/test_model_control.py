@@ -118,6 +118,7 @@ def test_the_layout_of_a_repository(repository: Path) -> None:
             assert "not allowed" in refusal(triton.load_model, "plain")
 
 
+@pytest.mark.slow
 def test_a_repository_given_as_a_model(repository: Path) -> None:
     with Server("--model", repository, "--model", f"mine={repository / 'plain'}") as server:
         assert differ(answer(server, "latest"), answer(server, "mine"))
@@ -286,6 +287,7 @@ def test_a_reload_loses_no_request(explicit: Server, repository: Path) -> None:
         until(lambda: "moving" not in explicit.workers(), "the worker lives on")
 
 
+@pytest.mark.slow
 def test_requests_in_flight_outlive_the_unloading(tmp_path: Path) -> None:
     onnx_models.slow(tmp_path / "slow/1/model.onnx")
     flags = ["--model-control-mode=explicit", "--open-control", "--load-model=*"]
@@ -304,6 +306,7 @@ def test_requests_in_flight_outlive_the_unloading(tmp_path: Path) -> None:
         assert server.ready()
 
 
+@pytest.mark.slow
 def test_polling_follows_the_repository(tmp_path: Path) -> None:
     """New models, new versions, changed files and removed models, without a word to the server."""
     flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
@@ -335,6 +338,7 @@ def test_polling_follows_the_repository(tmp_path: Path) -> None:
         assert server.ready()
 
 
+@pytest.mark.slow
 def test_a_repository_on_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is polled like one on this machine."""
     monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path / "cache"))
@@ -359,6 +363,7 @@ def test_a_repository_on_a_web_server(tmp_path: Path, monkeypatch: pytest.Monkey
             serving.join()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_at_the_start(repository: Path) -> None:
     with Server("--model-repository", repository) as server:
         body = server.get("/health/ready").json()

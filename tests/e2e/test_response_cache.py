@@ -115,6 +115,7 @@ def test_faults_are_not_kept(server: Server) -> None:
     assert rise(before, counted(server))[:3] == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_without_bytes_there_is_no_cache_and_the_log_says_so(tmp_path: Path) -> None:
     mlp(tmp_path / "m" / "model.onnx")
     (tmp_path / "m" / "config.pbtxt").write_text("response_cache { enable: true }")
@@ -124,6 +125,7 @@ def test_without_bytes_there_is_no_cache_and_the_log_says_so(tmp_path: Path) -> 
         assert "--response-cache-byte-size" in server.log()
 
 
+@pytest.mark.slow
 def test_an_answer_out_of_the_cache_is_traced_too(tmp_path: Path) -> None:
     mlp(tmp_path / "m" / "model.onnx")
     (tmp_path / "m" / "config.pbtxt").write_text("response_cache { enable: true }")

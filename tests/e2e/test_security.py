@@ -53,7 +53,14 @@ def keys(tmp_path_factory):
     return secrets | {"file": folder / "keys.toml"}
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio", "pyvoy"])
+CARRIERS = [
+    "native",
+    pytest.param("grpcio", marks=pytest.mark.slow),
+    pytest.param("pyvoy", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module", params=CARRIERS)
 def server(request, keys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     models = ["--model", mlp(folder / "mlp.onnx"), "--model", slow(folder / "slow.onnx")]
@@ -159,6 +166,7 @@ def test_shared_memory_needs_permission(server, keys):
     assert refused.status_code == 400
 
 
+@pytest.mark.slow
 def test_a_key_that_is_withdrawn_is_no_key(tmp_path):
     secret, digest = make()
     other, other_digest = make()
@@ -186,6 +194,7 @@ def test_a_key_that_is_withdrawn_is_no_key(tmp_path):
             pipeline.infer("mlp", X).result(30)
 
 
+@pytest.mark.slow
 def test_both_ports_speak_tls(tmp_path, keys):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")

@@ -87,6 +87,7 @@ def test_an_input_in_shared_memory_is_as_good_as_one_that_is_sent(
     np.testing.assert_array_equal(ask(client, name, rows.shape, 100), sent(client, rows))
 
 
+@pytest.mark.slow
 def test_a_large_input_is_read_by_the_worker_itself(
     client: Client, memory: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -133,6 +133,7 @@ def test_what_was_traced_last_is_written_at_the_end(tmp_path: Path) -> None:
     assert list(traces(tmp_path / "trace.json")) == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_a_trace_file_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
     model = onnx_models.mlp(tmp_path / "mlp.onnx")
     server = Server("--model", model, "--trace-file", tmp_path / "no" / "t.json").start()

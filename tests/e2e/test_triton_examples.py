@@ -119,6 +119,7 @@ async def test_requests_over_several_connections_in_parallel(server: Server) -> 
     client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 async def test_models_are_controlled(kind: str, tmp_path: Path) -> None:
     folder = repository(tmp_path)

@@ -56,6 +56,7 @@ def test_models_are_warm_before_they_are_ready(folder: Path) -> None:
         assert [each["name"] for each in told] == ["three", "table"]
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_fails_fails_its_model(folder: Path) -> None:
     with Server("--model", folder / "plain.onnx", "--model", folder / "bad") as server:
         assert server.get("/v2/models/plain/ready").status_code == 200

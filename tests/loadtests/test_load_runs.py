@@ -49,6 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_protocol_gives_right_answers_and_a_report(
     served: Server, tmp_path: Path, protocol: str
@@ -67,12 +68,14 @@ def test_each_protocol_gives_right_answers_and_a_report(
     assert re.search(r'"history": \[\{', page), "there is nothing to plot"
 
 
+@pytest.mark.slow
 def test_a_rate_is_kept_to(served: Server) -> None:
     done = load("mlp", *at(served), "--users", "8", "--rate", "40", "--duration", "5")
     seen = re.findall(r"checked; ([\d,]+)/s", done.stdout)
     assert 0 < int(seen[0]) <= 44, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_wrong_answers_are_failures(served: Server, protocol: str) -> None:
     done = load(
@@ -84,6 +87,7 @@ def test_wrong_answers_are_failures(served: Server, protocol: str) -> None:
     assert "no request was answered" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_missed_threshold_fails_and_a_missed_target_does_not(served: Server) -> None:
     target = ("--target", "rate=1e9")
     done = load("mlp", *at(served), *MODEST, *ANY_SPEED, *target)
@@ -94,6 +98,7 @@ def test_a_missed_threshold_fails_and_a_missed_target_does_not(served: Server) -
     assert "FAIL" in strict.stdout
 
 
+@pytest.mark.slow
 def test_locust_workers_share_the_users(served: Server, tmp_path: Path) -> None:
     done = load(
         "mlp", *at(served), *MODEST, *ANY_SPEED, "--workers", "2", "--rate", "100", "--check", "1",
@@ -104,6 +109,7 @@ def test_locust_workers_share_the_users(served: Server, tmp_path: Path) -> None:
     assert answers == checked != "0"
 
 
+@pytest.mark.slow
 def test_workers_started_by_hand_take_what_the_master_says(served: Server) -> None:
     (port,) = map(str, free_ports(1))
     command = [sys.executable, "-m", "loadtests.load", "--worker", "--master-port", port]

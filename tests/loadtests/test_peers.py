@@ -137,6 +137,7 @@ def servers(found: Results) -> list[str]:
     return [row.key.server for row in found.rows("mlp")]
 
 
+@pytest.mark.slow
 def test_servers_take_turns_and_each_has_a_row(tmp_path):
     before = processes.descendants()
     found = compared(tmp_path, "one", "two", repeats=2)
@@ -159,6 +160,7 @@ def test_a_server_that_answers_otherwise_than_onnxruntime_has_no_row(tmp_path):
     assert "wrong, mlp: JSON: not what ONNX Runtime answers" in str(refusal)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_has_no_row_and_is_not_tried_again(tmp_path):
     found = compared(tmp_path, "refuses", "right", repeats=2)
     assert starts(tmp_path) == ["refuses", "right", "right"]
@@ -166,6 +168,7 @@ def test_a_server_that_does_not_start_has_no_row_and_is_not_tried_again(tmp_path
     assert "refuses, mlp: it ended with 1:\nno such licence" in str(found.refusals[0])
 
 
+@pytest.mark.slow
 def test_a_server_whose_requests_fail_has_no_row(tmp_path):
     found = compared(tmp_path, "fails", "right", connections=(1, 2))
     assert servers(found) == ["ONNX Runtime", "ONNX Runtime", "right", "right"]
@@ -175,6 +178,7 @@ def test_a_server_whose_requests_fail_has_no_row(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_server_that_crashes_after_a_load_is_started_again_and_told_of(tmp_path):
     found = compared(tmp_path, "once", connections=(1, 2))
     assert starts(tmp_path) == ["once", "once"]
@@ -186,6 +190,7 @@ def test_a_server_that_crashes_after_a_load_is_started_again_and_told_of(tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_crashes_each_time_is_given_up(tmp_path):
     found = compared(tmp_path, "always")
     assert servers(found) == ["ONNX Runtime"]
@@ -194,6 +199,7 @@ def test_a_server_that_crashes_each_time_is_given_up(tmp_path):
     assert len(found.crashes) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_never_listens_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "START_SECONDS", 0.5)
 
