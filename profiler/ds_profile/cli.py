@@ -159,6 +159,7 @@ def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    _check_folder(arguments.output)
     if busy := busy_with_others():
         console.print(busy)
     plan = Plan(
@@ -194,6 +195,8 @@ def _tune(arguments: argparse.Namespace, console: Console) -> int:
         raise ProfileError(
             f"tuning needs the package {error.name!r}: pip install 'ds-serve[profile]'"
         ) from None
+    _check_folder(arguments.output)
+    _check_folder(arguments.study)
     goal = Goal(
         source=_tensor_model(arguments.model),
         protocol=arguments.protocol,
@@ -241,6 +244,12 @@ def _tell(report: Report, console: Console, output: Path | None) -> None:
     if output is not None:
         _write(output, page.render(report))
         console.print(f"The report is in {output}.")
+
+
+def _check_folder(path: Path | None) -> None:
+    """Before the work, rather than after it."""
+    if path is not None and not path.parent.is_dir():
+        raise ProfileError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def _write(path: Path, content: str) -> None:

@@ -101,8 +101,10 @@ def _from_file(path: Path, tensors: Sequence[TensorSpec]) -> Inputs:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"--inputs {path} cannot be read as .npz: {error}") from None
+    except OSError as error:
+        raise ProfileError(f"--inputs {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ProfileError(f"--inputs {path} is no .npz: {error}") from None
     missing = [t.name for t in tensors if t.name not in arrays and not t.optional]
     if missing:
         raise ProfileError(f"--inputs {path} has no array {missing[0]!r}; it has {list(arrays)}")

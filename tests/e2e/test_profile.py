@@ -82,6 +82,9 @@ def test_what_cannot_be_profiled_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("[]")
     assert "no trace of a request" in profile("report", tmp_path / "empty.json", status=1)
     assert "--latency-ms" in profile("tune", "magika", status=2)
+    lost = tmp_path / "nowhere" / "page.html"
+    said = profile("run", tmp_path / "no.onnx", "-o", lost, status=1)
+    assert f"page.html cannot be written: there is no folder {lost.parent}" in said
 
 
 TUNE = ["--latency-ms", "500", "--seconds", "0.2", "--repeats", "1", "--concurrency", "4"]
