@@ -12,8 +12,10 @@ from ds_engines.base import BatchEngine, Tensors
 from ds_quantize.evaluate.results import Timing
 
 WARM_UP = 3
-FEWEST = 2
-"""Runs of one turn, however long they take."""
+"""Runs before the first that counts; one where it takes longer than a turn."""
+
+
+MOST = 100_000
 
 
 def timings(
@@ -25,8 +27,7 @@ def timings(
 ) -> list[Timing]:
     """One Timing for each engine, on its own inputs of `batch` rows."""
     for engine, given in zip(engines, inputs, strict=True):
-        for _ in range(WARM_UP):
-            engine.run(given)
+        _turn(engine, given, seconds / turns, WARM_UP)
     runs: list[list[list[float]]] = [[] for _ in engines]
     for turn in range(turns):
         order = list(range(len(engines)))
@@ -35,11 +36,11 @@ def timings(
     return [_timing(batch, own) for own in runs]
 
 
-def _turn(engine: BatchEngine, given: Tensors, seconds: float) -> list[float]:
-    """Seconds of each run."""
+def _turn(engine: BatchEngine, given: Tensors, seconds: float, most: int = MOST) -> list[float]:
+    """Seconds of each run, of which there is one at least."""
     found: list[float] = []
     until = time.perf_counter() + seconds
-    while len(found) < FEWEST or time.perf_counter() < until:
+    while not found or (len(found) < most and time.perf_counter() < until):
         begun = time.perf_counter()
         engine.run(given)
         found.append(time.perf_counter() - begun)

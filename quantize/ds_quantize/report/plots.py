@@ -98,6 +98,9 @@ def _spread(axis: Axes, estimates: Sequence[tuple[str, Estimate, str]]) -> None:
     room = max(high - low, 0.004 * max(abs(high), abs(low)), 1e-6)
     axis.set_xlim(low - 0.35 * room, high + 0.35 * room)
     axis.locator_params(axis="x", nbins=4)
+    if high <= 1:
+        ticks = [tick for tick in axis.get_xticks() if low - room <= tick <= 1]
+        axis.set_xticks(ticks)
 
 
 def speed(evaluation: Evaluation) -> str:
@@ -126,6 +129,8 @@ def speed(evaluation: Evaluation) -> str:
         _batch_axis(rate, batches, "throughput, rows/s")
         _speedups(latency, evaluation)
         rate.margins(y=0.15)
+        handles, labels = latency.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
         return _svg(figure)
 
 
@@ -133,7 +138,6 @@ def _batch_axis(axis: Axes, batches: Sequence[int], title: str) -> None:
     axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
     axis.set_title(title)
     axis.grid(axis="y", color=GRID)
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def _speedups(axis: Axes, evaluation: Evaluation) -> None:
@@ -190,13 +194,12 @@ def _through(axis: Axes, found: Sequence[LayerError], worst: Sequence[LayerError
     marked = [(place, layer) for place, layer in enumerate(found) if layer in worst[:5]]
     axis.plot(
         [place for place, _ in marked], [100 * layer.error for _, layer in marked], "o",
-        color=BAD, ms=5, label="the five most sensitive",
+        color=BAD, ms=5,
     )  # fmt: skip
-    axis.set_title("error of each layer's output, %")
+    axis.set_title("error of each layer's output, %; dots: the most sensitive")
     axis.set_xlabel("layers, in the graph's order")
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", color=GRID)
-    axis.legend(frameon=False, fontsize=9)
 
 
 def _short(name: str) -> str:
