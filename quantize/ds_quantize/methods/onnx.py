@@ -80,15 +80,13 @@ class Fp16(Method, frozen=True, tag="fp16"):
 
 
 class Bf16(Method, frozen=True, tag="bf16"):
-    """Weights in BF16, which has FP32's range; inputs and outputs stay as they are.
+    """Weights in BF16, which has the range of FP32, and half the size; the rest stays FP32.
 
-    `compute`: fp32 widens the weights before use, so that it runs everywhere; bf16 computes in it
-    too, for devices that can.
+    The weights are widened before use, so that it runs everywhere, as quick as before.
     """
 
     handler: ClassVar[str] = "ds_quantize.onnx_methods.floats:bf16"
 
-    compute: Literal["fp32", "bf16"] = "fp32"
     exclude: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from ds_engines.base import Array, Tensors
 from ds_quantize.context import Context
 from ds_quantize.errors import MethodError
 from ds_quantize.onnx_methods import graph
-from ds_quantize.onnx_methods.sessions import Runner, limited
+from ds_quantize.onnx_methods.sessions import Runner, feeds
 
 if TYPE_CHECKING:
     from ds_quantize.method import Method
@@ -26,11 +26,11 @@ def check(
     first layer whose output is not finite, or is one value where the original's is not.
     """
     if context.calibration is None:
-        Runner(quantized, context.threads, context.folder)
+        Runner(quantized, context.threads)
         return
-    feed = next(iter(limited(original, context, method.name, ROWS, ROWS)))
-    before = Runner(original, context.threads, context.folder).run(feed)
-    after = Runner(quantized, context.threads, context.folder).run(feed)
+    feed = next(feeds(context, method.name, ROWS, ROWS))
+    before = Runner(original, context.threads).run(feed)
+    after = Runner(quantized, context.threads).run(feed)
     if any(_collapsed(before[name], after[name]) for name in before):
         raise MethodError(_blame(original, quantized, feed, context))
 
@@ -56,8 +56,8 @@ def _blame(
     made = graph.producers(quantized.graph)
     outputs = [name for node in original.graph.node for name in node.output if name in made]
     names = tuple(outputs)
-    before = Runner(original, context.threads, context.folder, names).run(feed)
-    after = Runner(quantized, context.threads, context.folder, names).run(feed)
+    before = Runner(original, context.threads, names).run(feed)
+    after = Runner(quantized, context.threads, names).run(feed)
     for name in outputs:
         if _collapsed(before[name], after[name]):
             kind = (

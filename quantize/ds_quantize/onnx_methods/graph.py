@@ -125,16 +125,6 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     return found
 
 
-def weighted(graph: onnx.GraphProto, operators: tuple[str, ...]) -> list[onnx.NodeProto]:
-    """The nodes of these types whose second input is a constant: the layers proper."""
-    constants = weights(graph)
-    return [
-        node
-        for node in graph.node
-        if node.op_type in operators and len(node.input) > 1 and node.input[1] in constants
-    ]
-
-
 def excluded(graph: onnx.GraphProto, patterns: tuple[str, ...]) -> list[str]:
     """The names of the nodes that patterns match; MethodError for one that matches none."""
     names: list[str] = []

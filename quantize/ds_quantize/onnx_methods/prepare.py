@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import TensorProto, shape_inference, version_converter
 
@@ -10,6 +12,9 @@ from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model
 from ds_quantize.onnx_methods import graph
 from ds_quantize.onnx_methods.fold import folded
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply by weights: a model without one gains nothing."""
 
 OPSET = 13
 """The first with a scale for each channel."""
@@ -22,9 +27,7 @@ def prepared(model: Model, context: Context) -> onnx.ModelProto:
     graph.load(model)
     proto = folded(graph.path_of(model), context.folder)
     _refuse_quantized(proto)
-    if graph.opset(proto) < OPSET:
-        proto = _upgraded(proto)
-    return inferred(proto)
+    return inferred(upgraded(proto, OPSET))
 
 
 def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -38,6 +41,36 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     return known
 
 
+def layers(
+    proto: onnx.ModelProto, operators: Collection[str], exclude: Collection[str] = ()
+) -> list[onnx.NodeProto]:
+    """The nodes of these operators that multiply by constant weights, in the order of the graph."""
+    constants = graph.weights(proto.graph)
+    return [
+        node
+        for node in proto.graph.node
+        if node.op_type in operators
+        and node.op_type in LAYERS
+        and node.name not in exclude
+        and node.input[1] in constants
+    ]
+
+
+def require_layers(
+    proto: onnx.ModelProto, operators: Collection[str], exclude: Collection[str] = ()
+) -> list[onnx.NodeProto]:
+    """`layers`; MethodError where there is none, as nothing would be gained."""
+    found = layers(proto, operators, exclude)
+    if found:
+        return found
+    wanted = [name for name in operators if name in LAYERS]
+    types = sorted({node.op_type for node in proto.graph.node})
+    raise MethodError(
+        f"the model has no layer to quantize: no {', '.join(wanted)} with constant weights that is "
+        f"not excluded; it has {', '.join(types)}"
+    )
+
+
 def _refuse_quantized(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "MatMulNBits"):
@@ -46,16 +79,21 @@ def _refuse_quantized(proto: onnx.ModelProto) -> None:
             )
 
 
-def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
+def upgraded(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """The model with operators of that version at least. Raises MethodError."""
+    if graph.opset(proto) >= version:
+        return proto
+    # Older files list weights as inputs, and the converter does not find those that are not.
+    proto.ir_version = max(proto.ir_version, 8)
     try:
-        upgraded: onnx.ModelProto = version_converter.convert_version(proto, OPSET)
+        newer: onnx.ModelProto = version_converter.convert_version(proto, version)
     except Exception as error:
         raise MethodError(
-            f"the model is of opset {graph.opset(proto)} and cannot be made one of {OPSET}, which "
-            f"has scales for channels: {graph.first_line(error)}"
+            f"the model is of opset {graph.opset(proto)} and cannot be made one of {version}, "
+            f"which this needs: {graph.first_line(error)}"
         ) from error
-    graph.name_nodes(upgraded)
-    return upgraded
+    graph.name_nodes(newer)
+    return newer
 
 
 def float_tensors(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> tuple[str, ...]:

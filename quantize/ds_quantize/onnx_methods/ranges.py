@@ -17,7 +17,7 @@ from ds_engines.base import Array, Tensors
 from ds_quantize.context import Context
 from ds_quantize.errors import MethodError
 from ds_quantize.onnx_methods import graph
-from ds_quantize.onnx_methods.sessions import Runner, limited
+from ds_quantize.onnx_methods.sessions import Runner, shown_feeds
 
 if TYPE_CHECKING:
     from ds_quantize.methods.onnx import Fp8, Int8Static
@@ -48,13 +48,7 @@ def measure(
     """The ranges of these tensors. Raises DataError, and MethodError that names the layer from
     which NaN comes.
     """
-    inputs = {value.name for value in proto.graph.input}
-    runner = Runner(
-        proto,
-        context.threads,
-        context.folder,
-        tuple(name for name in tensors if name not in inputs),
-    )
+    runner = Runner(proto, context.threads, tensors)
     calibration = _Calibration(proto, tensors, method, context, runner)
     ranges = calibration.extremes()
     if method.calibration != "min-max":
@@ -90,11 +84,10 @@ class _Calibration:
         return counts
 
     def _values(self, description: str) -> Iterator[Tensors]:
-        method, context = self.method, self.context
-        feeds = limited(self.proto, context, method.name, method.batch, method.samples)
-        rows = context.needed_calibration(method.name).rows
-        total = -(-min(rows, method.samples or rows) // method.batch)
-        for feed in context.progress.track(feeds, description, total):
+        method = self.method
+        for feed in shown_feeds(
+            self.context, method.name, method.samples, method.batch, description
+        ):
             values = feed | self.runner.run(feed)
             yield {name: values[name] for name in self.tensors if values[name].size}
 

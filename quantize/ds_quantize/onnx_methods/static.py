@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +17,9 @@ from ds_quantize.forms import Model, OnnxModel
 from ds_quantize.methods.onnx import Int8Static
 from ds_quantize.onnx_methods import graph
 from ds_quantize.onnx_methods.collapse import check
-from ds_quantize.onnx_methods.prepare import float_tensors, prepared
+from ds_quantize.onnx_methods.prepare import LAYERS, float_tensors, layers, prepared, require_layers
+from ds_quantize.onnx_methods.quiet import quiet
 from ds_quantize.onnx_methods.ranges import Extent, measure
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that multiply by weights: a model without one gains nothing."""
 
 ROUND_ABOUT = (
     "Add",
@@ -74,8 +69,7 @@ class Plan:
     @property
     def layers(self) -> list[onnx.NodeProto]:
         """Those that have weights."""
-        names = {node.name for node in self.nodes}
-        return [node for node in graph.weighted(self.proto.graph, LAYERS) if node.name in names]
+        return layers(self.proto, operators_of(self.method), self.exclude)
 
 
 def int8_static(model: Model, method: Int8Static, context: Context) -> OnnxModel:
@@ -89,7 +83,7 @@ def finished(plan: Plan, context: Context) -> OnnxModel:
     quantized = quantize(plan)
     context.measured["layers"] = {
         "quantized": len(plan.layers),
-        "kept": len(graph.weighted(plan.proto.graph, LAYERS)) - len(plan.layers),
+        "kept": len(layers(plan.proto, LAYERS)) - len(plan.layers),
     }
     check(plan.proto, quantized, plan.method, context)
     return graph.save(quantized, context.folder)
@@ -105,26 +99,18 @@ def planned(proto: onnx.ModelProto, method: Int8Static, context: Context) -> Pla
     """Measure the ranges. Raises MethodError where there is nothing to quantize."""
     exclude = tuple(graph.excluded(proto.graph, method.exclude))
     plan = Plan(proto, method, {}, exclude)
-    require_layers(plan)
+    _require_layers(plan)
     tensors = float_tensors(proto, plan.nodes)
     ranges = measure(proto, tensors, method, context, method.target == "tensorrt")
     plan = replace(plan, ranges=ranges.found)
     if ranges.unbounded:
         plan = _without_unbounded(plan, ranges.unbounded, context)
-        require_layers(plan)
+        _require_layers(plan)
     return plan
 
 
-def require_layers(plan: Plan) -> None:
-    """MethodError where no layer is left to quantize."""
-    if plan.layers:
-        return
-    types = sorted({node.op_type for node in plan.proto.graph.node})
-    wanted = [name for name in operators_of(plan.method) if name in LAYERS]
-    raise MethodError(
-        f"the model has no layer to quantize: none of {', '.join(wanted) or 'the operators named'} "
-        f"with constant weights that is not excluded; it has {', '.join(types)}"
-    )
+def _require_layers(plan: Plan) -> None:
+    require_layers(plan.proto, operators_of(plan.method), plan.exclude)
 
 
 def _without_unbounded(plan: Plan, tensors: set[str], context: Context) -> Plan:
@@ -134,10 +120,13 @@ def _without_unbounded(plan: Plan, tensors: set[str], context: Context) -> Plan:
     return replace(plan, exclude=plan.exclude + names)
 
 
-def quantize(plan: Plan) -> onnx.ModelProto:
-    """The quantized model. Raises MethodError that names the layer that cannot be."""
+def quantize(plan: Plan, only: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """The quantized model, or one with `only` these layers quantized.
+
+    Raises MethodError that names the layer that cannot be.
+    """
     try:
-        return _quantized(plan)
+        return _quantized(plan, only)
     except Exception as error:
         raise MethodError(
             f"{_culprit(plan)} cannot be quantized: {graph.first_line(error)}"
@@ -184,13 +173,3 @@ def _tensors_data(ranges: dict[str, Extent]) -> TensorsData:
             for name, (low, high) in ranges.items()
         },
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The quantizers log for their developers."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
