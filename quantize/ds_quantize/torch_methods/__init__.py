@@ -1,0 +1,1 @@
+"""Handlers of the methods on PyTorch modules."""
