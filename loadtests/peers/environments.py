@@ -54,9 +54,12 @@ def install(key: str) -> None:
         return
     folder = CACHE / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    wanted = requirements()[key]
-    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, *wanted]):
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    wanted, unwanted = requirements()[key], _table()[key].get("without", [])
+    commands = [[sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, "install", *wanted]]
+    if unwanted:
+        commands.append([*pip, "uninstall", "--yes", *unwanted])
+    for command in commands:
         if subprocess.run(command, check=False).returncode:
             raise BenchmarkError(f"{key} could not be installed: {' '.join(command)} failed")
     (folder / STAMP).write_text(json.dumps(wanted))

@@ -65,7 +65,9 @@ class Vllm:
     chosen = "its server's CPU build, bf16, a KV cache of 1 GB, access log off"
 
     def launch(self, setup: TextSetup) -> Launch:
-        command = [setup.program("vllm"), "serve", str(model.hugging_face())]
+        # `vllm serve` looks for a package of that name, which the CPU build has not.
+        command = [setup.program("python"), "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(model.hugging_face())]
         command += ["--served-model-name", model.NAME, "--dtype", "bfloat16"]
         command += ["--host", "127.0.0.1", "--port", str(setup.http)]
         command += ["--max-model-len", str(LONGEST), "--disable-uvicorn-access-log"]
