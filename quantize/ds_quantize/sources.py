@@ -125,7 +125,9 @@ def _is_exported_program(path: Path) -> bool:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
     if names & {"archive_format", "serialized_exported_program.json"}:
         return True
-    raise SourceError(
-        f"{path} is a file of torch.save or TorchScript, which does not say how to run the module; "
-        "save it with torch.export.save, or give FILE.py:FACTORY"
-    )
+    if "data.pkl" in names:
+        raise SourceError(
+            f"{path} is a file of torch.save or TorchScript, which does not say how to run the "
+            "module; save it with torch.export.save, or give FILE.py:FACTORY"
+        )
+    raise SourceError(f"{path} is a zip archive of something else; {WANTED}")
