@@ -54,7 +54,7 @@ def test_gzip_is_unpacked_up_to_the_limit():
     ("encoding", "message", "error", "said"),
     [
         (b"gzip", b"nonsense", InvalidRequest, "no gzip"),
-        (b"gzip", gzip.compress(b"abc")[:-5], InvalidRequest, "end is missing"),
+        (b"gzip", gzip.compress(b"abc", mtime=0)[:-5], InvalidRequest, "end is missing"),
         (b"deflate", b"abc", Unsupported, "deflate"),
         (None, b"abc", Unsupported, "nothing"),
     ],

@@ -18,7 +18,7 @@ def gguf() -> Path:
     return fetch(TEXT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(gguf: Path) -> Iterator[Server]:
     """Shared by all tests that leave it as it was; its log must hold no traceback in the end."""
     fetch(FILES)

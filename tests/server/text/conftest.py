@@ -35,7 +35,7 @@ def start(gguf: Path) -> Iterator[Callable[..., TextWorker]]:
             worker.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def worker(gguf: Path) -> Iterator[TextWorker]:
     """One ready worker for all tests that leave it as it was."""
     with tempfile.TemporaryDirectory(prefix="ds-text-") as folder:
