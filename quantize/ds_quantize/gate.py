@@ -24,6 +24,10 @@ class Verdict(msgspec.Struct, frozen=True):
     values: dict[str, float] = {}
 
 
+ROUNDING = 1e-9
+"""0.95 less 0.94 is a little above 0.01."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One limit, by its field of Gate. `show` writes the value, and the limit, for a reader."""
@@ -40,7 +44,8 @@ class Check:
 
     def keeps(self, value: float, limit: float) -> bool:
         """Whether the value is within the limit; NaN never is."""
-        return value <= limit if self.name.startswith("max_") else value >= limit
+        room = limit - value if self.name.startswith("max_") else value - limit
+        return room >= -ROUNDING
 
     def reason(self, value: float, limit: float) -> str:
         """Why it is not."""
