@@ -81,8 +81,16 @@ def frozen(model: TorchModel, module: torch.nn.Module) -> ExportedProgram:
         raise SourceError(f"{_name(model)} cannot be exported: {_reason(error)}") from error
 
 
-def to_onnx(model: TorchModel, path: Path, program: ExportedProgram | None = None) -> OnnxModel:
-    """Write the module as ONNX, constants folded and operators fused. Raises SourceError."""
+def to_onnx(
+    model: TorchModel,
+    path: Path,
+    program: ExportedProgram | None = None,
+    opset: int | None = None,
+) -> OnnxModel:
+    """Write the module as ONNX, constants folded and operators fused. Raises SourceError.
+
+    `program`: its graph, where that is made already. `opset`: the exporter's own by default.
+    """
     program = exported(model) if program is None else program
     try:
         with quiet():
@@ -90,6 +98,7 @@ def to_onnx(model: TorchModel, path: Path, program: ExportedProgram | None = Non
                 program,
                 input_names=list(model.example),
                 output_names=list(model.outputs),
+                opset_version=opset,
                 dynamo=True,
                 optimize=True,
                 verbose=False,

@@ -8,6 +8,7 @@ from msgspec import Meta, field
 
 from ds_quantize.forms import Form
 from ds_quantize.method import Method
+from ds_quantize.python_file import is_reference
 
 Target = Literal["cpu", "tensorrt"]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -15,6 +16,10 @@ Proper = Annotated[float, Meta(gt=0, lt=1)]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0)]
+
+
+def _file_of(reference: str) -> tuple[str, ...]:
+    return (reference.rpartition(":")[0],) if is_reference(reference) else ()
 
 
 class Training(Method, frozen=True):
@@ -39,6 +44,11 @@ class Training(Method, frozen=True):
     loss: str = "auto"
     validation: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
     keep_best: bool = True
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files whose contents decide the result, as its settings do."""
+        return _file_of(self.loss)
 
 
 class Finetune(Training, frozen=True, tag="finetune"):
@@ -165,8 +175,8 @@ class Distill(Training, frozen=True):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files whose contents decide the result, as its settings do."""
-        return (self.student.rpartition(":")[0],) if self.student else ()
+        """The student's file, and that of the loss."""
+        return _file_of(self.student) + _file_of(self.loss)
 
 
 class DistillLogits(Distill, frozen=True, tag="distill-logits"):

@@ -1,0 +1,149 @@
+"""INT4 weights with training, by torchao: the file has them as INT4, with DequantizeLinear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from ds_engines.base import Array
+from ds_quantize.context import Context
+from ds_quantize.errors import MethodError
+from ds_quantize.forms import Model, OnnxModel
+from ds_quantize.methods.torch import QatInt4
+from ds_quantize.onnx_methods.int4 import INT4_OPSET, split_gemms
+from ds_quantize.torch_export import to_onnx
+from ds_quantize.torch_methods.integers import operators
+from ds_quantize.torch_methods.modules import copied, excluded, require_layers, torch_model
+from ds_quantize.torch_methods.quiet import quiet
+from ds_quantize.torch_methods.training import trainer
+
+with quiet():
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig, QATConfig
+
+LOWEST, HIGHEST = -8, 7
+
+Packed = dict[bytes, tuple[Array, Array]]
+"""The bytes of a weight, [inputs, outputs], to its INT4 values and the scales of its groups."""
+
+
+def qat_int4(model: Model, method: QatInt4, context: Context) -> OnnxModel:
+    """`model.onnx`, in standard operators; ONNX Runtime runs them as MatMulNBits."""
+    made = copied(torch_model(model, method.name))
+    require_layers(made.module, method.exclude)
+    context.measured["layers"] = _prepared(made.module, method)
+    training = trainer(made, method, context)
+    training.record("before", torch_model(model, method.name).module)
+    training.fit(made.module)
+    training.record("after", made.module)
+    packed = _settled(made.module)
+    written = to_onnx(made, context.folder / "model.onnx", opset=INT4_OPSET)
+    _pack(written, packed, method)
+    context.measured["operators"] = operators(written.path)
+    return written
+
+
+def _prepared(module: nn.Module, method: QatInt4) -> list[str]:
+    """Make the linear layers round their weights; returns those layers' names."""
+    names = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+        and part.in_features % method.group == 0
+        and not excluded(name, method.exclude)
+    ]
+    if not names:
+        raise MethodError(
+            f"{method.name}: {type(module).__name__} has no linear layer whose inputs are a "
+            f"multiple of the group, {method.group}; a smaller group may fit"
+        )
+    rounding = IntxFakeQuantizeConfig(torch.int4, group_size=method.group, is_symmetric=True)
+
+    def chosen(_: nn.Module, name: str) -> bool:
+        return name in names
+
+    with quiet():
+        quantize_(module, QATConfig(weight_config=rounding, step="prepare"), filter_fn=chosen)
+    return names
+
+
+def _settled(module: nn.Module) -> Packed:
+    """Plain layers again, with weights that INT4 has; what they are in INT4."""
+    packed: Packed = {}
+    for name, part in list(module.named_modules()):
+        if isinstance(part, FakeQuantizedLinear):
+            values, scales = _rounded(part)
+            plain = part.to_linear()
+            group = values.shape[1] // scales.shape[1]
+            weight = values * scales.repeat_interleave(group, 1)
+            plain.weight = nn.Parameter(weight)
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, plain)
+            key = np.ascontiguousarray(weight.numpy().T).tobytes()
+            packed[key] = (values.numpy().T, scales.numpy().T)
+    return packed
+
+
+def _rounded(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers, [outputs, inputs], and scales, [outputs, groups]."""
+    with torch.no_grad():
+        layer.weight_fake_quantizer(layer.weight)
+        scales = layer.weight_fake_quantizer.scale.detach().float()
+        group = layer.in_features // scales.shape[1]
+        divided = layer.weight / scales.repeat_interleave(group, 1)
+        return divided.round().clamp(LOWEST, HIGHEST), scales
+
+
+def _pack(model: OnnxModel, packed: Packed, method: QatInt4) -> None:
+    """Put the INT4 values in the place of the weights of the file."""
+    proto = onnx.load(model.path)
+    split_gemms(proto)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    nodes, found = [], 0
+    for node in proto.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            tensor = weights[node.input[1]]
+            key = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
+            if key in packed:
+                nodes.append(_dequantized(proto.graph, node, *packed[key], method.group))
+                found += 1
+        nodes.append(node)
+    if found < len(packed):
+        raise MethodError(f"{method.name}: the export has lost {len(packed) - found} layers")
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    _drop_unused(proto.graph)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, model.path)
+
+
+def _dequantized(
+    graph: onnx.GraphProto, product: onnx.NodeProto, values: Array, scales: Array, group: int
+) -> onnx.NodeProto:
+    """The node that makes the product's weight, with what it takes added to the graph."""
+    name = f"{product.name or product.output[0]}_weight"
+    integers = np.ascontiguousarray(values).astype(ml_dtypes.int4)
+    graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int4"))
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(scales), f"{name}_scale"))
+    product.input[1] = name
+    return helper.make_node(
+        "DequantizeLinear",
+        [f"{name}_int4", f"{name}_scale"],
+        [name],
+        name,
+        axis=0,
+        block_size=group,
+    )
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
