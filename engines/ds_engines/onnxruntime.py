@@ -120,11 +120,24 @@ def _session(spec: ModelSpec, options: EngineOptions, profile: Path | None) -> o
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
     try:
-        return ort.InferenceSession(spec.artifact, settings, providers=["CPUExecutionProvider"])
+        return opened(spec.artifact, settings)
     except Exception as error:
         raise LoadError(
             f"{spec.artifact} is not a model that ONNX Runtime can load: {_first_line(error)}"
         ) from error
+
+
+def opened(model: Path | bytes, settings: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on the CPU. ONNX Runtime takes FP8 for INT8 where it fuses quantized operators,
+    and then refuses what it has made: such models run without that.
+    """
+    try:
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
 def _tensor(spec: ModelSpec, node: Any) -> TensorSpec:

@@ -163,7 +163,7 @@ class TensorRT(Method, frozen=True, tag="tensorrt"):
     """
 
     gives: ClassVar[Form] = "plan"
-    handler: ClassVar[str] = "ds_quantize.build.tensorrt:tensorrt"
+    handler: ClassVar[str] = "ds_quantize.plans.tensorrt:tensorrt"
     extra: ClassVar[str] = "tensorrt"
 
     batches: tuple[Positive, Positive, Positive] = (1, 8, 32)

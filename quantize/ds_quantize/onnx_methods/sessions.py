@@ -10,6 +10,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from ds_engines.base import Tensors
+from ds_engines.onnxruntime import opened
 from ds_quantize.context import Context
 from ds_quantize.errors import MethodError
 from ds_quantize.onnx_methods.graph import first_line
@@ -41,7 +42,7 @@ def session(
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return opened(model, options)
     except Exception as error:
         raise MethodError(f"ONNX Runtime does not take the model: {first_line(error)}") from error
 

@@ -1,0 +1,1 @@
+"""Building engines' own files from ONNX."""
