@@ -58,21 +58,23 @@ def _grown(task: Task) -> int:
     import_module(ENGINES[task.spec.engine].partition(":")[0])
     with np.load(task.inputs, allow_pickle=True) as file:
         inputs = dict(file)
-    _forget_peak()
-    before = _status("VmRSS")
+    forget_peak()
+    before = status("VmRSS")
     engine = load(task.spec, task.options)
     engine.run(inputs)
-    return max(0, _status("VmHWM") - before)
+    return max(0, status("VmHWM") - before)
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Let the system count the peak anew from here."""
     try:
         RESET.write_text("5")
     except OSError:
         return
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Bytes of this process, as `/proc/self/status` has them: VmRSS, VmHWM (the peak)."""
     for line in STATUS.read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
