@@ -18,6 +18,7 @@ COMMANDS = {
     "recipes": "ds_quantize.commands.recipes:recipes",
     "methods": "ds_quantize.commands.recipes:show_methods",
     "compare": "ds_quantize.commands.compare:compare",
+    "export": "ds_quantize.commands.export:run",
     "show": "ds_quantize.commands.show:show",
     "verify": "ds_quantize.commands.show:verify",
 }
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="list what a recipe's steps can be")
     methods.add_argument("name", nargs="?", metavar="METHOD")
     _add_compare(commands.add_parser("compare", help="two models on the same data"))
+    _add_export(commands.add_parser("export", help="freeze a PyTorch module to ONNX or .pt2"))
     show = commands.add_parser("show", help="what is known of a model that was promoted")
     show.add_argument("path", type=Path, metavar="models/NAME[/N]")
     verify = commands.add_parser("verify", help="whether versions are what was judged, and passed")
@@ -91,6 +93,25 @@ def _add_compare(to: argparse.ArgumentParser) -> None:
         to.add_argument(name, metavar=name.upper(), help=f"{meaning}: a file or models/NAME[/N]")
     _add_proof(to)
     to.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the report here too")
+
+
+def _add_export(to: argparse.ArgumentParser) -> None:
+    to.add_argument("model", metavar="FILE.py:FACTORY")
+    to.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="PATH",
+        help="where to write to; .pt2 where it ends so, else ONNX; may be given several times",
+    )
+    to.add_argument("--format", choices=("onnx", "pt2"), help="whatever the path's ending is")
+    to.add_argument(
+        "--calibration", metavar="DATA", help="example inputs, where the factory has none"
+    )
+    to.add_argument("--threads", type=_count, default=0, help="CPUs to use (default: all)")
+    to.add_argument("--seconds", type=_seconds, default=1.0, help="of each timing (default: 1)")
 
 
 def _count(given: str) -> int:
