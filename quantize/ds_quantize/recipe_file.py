@@ -40,8 +40,8 @@ _Loader.add_implicit_resolver(
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    """The recipes that come with the package, by name; `_base.yaml` is only there to be extended."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("[!_]*.yaml"))}
 
 
 def is_name(given: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ds_quantize.gate import CHECKS
-from ds_quantize.report import plots
+from ds_quantize.report import pareto, plots
 from ds_quantize.report.values import TIMES, estimate, number, plain, signed, size
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def page(evaluation: Evaluation, verdict: Verdict, recipe: Any, measured: Measur
         *_speed(evaluation),
         *_space(evaluation),
         *_layers(evaluation),
+        *_search(measured),
         *_notes(evaluation),
         *_source("Recipe", said),
         *_source("Measured on the way", measured),
@@ -195,6 +196,13 @@ def _layer_row(layer: LayerError) -> Sequence[str]:
     own = f"{100 * layer.own:.2f} %"
     name = f'<span class="name">{_text(layer.name)}</span>'
     return (str(layer.rank), name, _text(layer.op), own, error, number(layer.cosine))
+
+
+def _search(measured: Measured) -> Iterator[str]:
+    """What else was tried, where recipes were searched through."""
+    if found := measured.get("search"):
+        body = pareto.picture(found) + _table(pareto.HEAD, pareto.rows(found))
+        yield _section("Search", body)
 
 
 def _notes(evaluation: Evaluation) -> Iterator[str]:

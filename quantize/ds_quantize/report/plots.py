@@ -70,7 +70,7 @@ def quality(evaluation: Evaluation) -> str:
         axes = figure.subplots(1, len(parts), squeeze=False)[0]
         for axis, (title, estimates) in zip(axes, parts, strict=True):
             _intervals(axis, title, estimates)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _intervals(axis: Axes, title: str, estimates: Sequence[tuple[str, Estimate, str]]) -> None:
@@ -131,7 +131,7 @@ def speed(evaluation: Evaluation) -> str:
         rate.margins(y=0.15)
         handles, labels = latency.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _batch_axis(axis: Axes, batches: Sequence[int], title: str) -> None:
@@ -168,7 +168,7 @@ def space(evaluation: Evaluation) -> str:
             axis.set_xticks([])
             axis.margins(x=0.2)
             axis.spines["bottom"].set_visible(False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def layers(found: Sequence[LayerError]) -> str:
@@ -184,7 +184,7 @@ def layers(found: Sequence[LayerError]) -> str:
         own.set_yticks(places, names, fontsize=8.5)
         own.set_title("most sensitive layers: own error, %")
         own.grid(axis="x", color=GRID)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _through(axis: Axes, found: Sequence[LayerError], worst: Sequence[LayerError]) -> None:
@@ -206,7 +206,7 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"…{name[-LONGEST + 1 :]}"
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Without the XML head, and as wide as the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
