@@ -70,6 +70,8 @@ def _load(given: argparse.Namespace, console: Console) -> int:
     one = _scenario(given)
     if given.master and not given.server:
         raise ScenarioError("--master needs --server, at an address that the workers reach")
+    for path in (given.report, given.markdown):
+        report.check(path)
     console.print(_plan_line(one), highlight=False)
     with ExitStack() as stack:
         plan, sampler = stack.enter_context(_server(one, given))

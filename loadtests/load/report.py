@@ -56,6 +56,12 @@ def notes(outcome: Outcome) -> list[str]:
     return lines + [f"problem: {problem}" for problem in outcome.problems]
 
 
+def check(path: Path | None) -> None:
+    """Before the run, rather than after it: raises ScenarioError where no file can be written."""
+    if path is not None and not path.parent.is_dir():
+        raise ScenarioError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
 def write(
     path: Path,
     environment: Environment,

@@ -100,6 +100,10 @@ def read(name: str) -> Scenario:
 def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
     """With what the command line gives in place of what the file says. Raises ScenarioError."""
     fields = msgspec.to_builtins(scenario)
+    for name in ("require", "target"):
+        for threshold, value in given.get(name, {}).items():
+            if isinstance(value, str | bool):
+                raise ScenarioError(f"{threshold} = {value!r} is no number")
     for name, value in given.items():
         fields[name] = fields[name] | value if isinstance(value, dict) else value
     try:

@@ -210,6 +210,8 @@ def test_a_run_that_is_ended_leaves_no_process_behind() -> None:
     [
         (["nope"], "error: there is no scenario 'nope'; there are chat, fraud"),
         (["mlp", "--require", "p42=1"], "error: there is no threshold 'p42'"),
+        (["mlp", "--require", "p99=abc"], "error: p99 = 'abc' is no number"),
+        (["mlp", "--report", "/nowhere/r.html"], "/nowhere/r.html cannot be written"),
         (["mlp", "--option", "size=3"], "there is no option 'size'; mlp has none"),
         (["mlp", "--master", "2"], "error: --master needs --server"),
         ([], "error: which scenario?"),
