@@ -81,7 +81,7 @@ def machine(tools: dict[str, str], cores: frozenset[int] | None = None) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {processor()}, "
         f"{len(cores or ours)} cores for server, engine and load generator together, "
         f"{memory:.0f} GiB, {platform.system()} {platform.release().partition('-')[0]}, "
-        f"{load if not cores or cores == ours else ''}"
+        f"{load if len(cores or ours) == os.cpu_count() else ''}"
         f"Python {platform.python_version()}{_plain()}, {', '.join(versions)}."
     )
 

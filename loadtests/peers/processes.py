@@ -138,7 +138,8 @@ def descendants() -> set[Process]:
     return found
 
 
-ALL_CORES = frozenset(range(os.cpu_count() or 1))
+ALL_CORES = frozenset(os.sched_getaffinity(0))
+"""Those that this program may use, and what it starts: all, unless it was started on some alone."""
 
 
 def busy_seconds(cores: frozenset[int] = ALL_CORES) -> float:
