@@ -25,8 +25,8 @@ from ds_quantize.evaluate.results import LayerError
 MOST_BYTES = 1_500_000_000
 """A larger file does not fit the format's limit once it has to be written in one piece."""
 
-SUFFIX = "_QuantizeLinear_Input"
-"""ONNX Runtime's quantizer renames an output of the graph so, before it quantizes it."""
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "LSTM", "GRU"})
+"""Layers that others are folded into: activations, normalizations."""
 
 PLUMBING = frozenset(
     {"Constant", "Shape", "Identity", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -100,15 +100,28 @@ def errors(original: Path, candidate: Path, data: Data, rows: int) -> Found:
 
 
 def _pairs(before: onnx.GraphProto, after: onnx.GraphProto) -> dict[str, str]:
-    """Tensors that nodes of the original make, to those of the candidate."""
+    """Tensors that nodes of the original make, to those of the candidate that layers after them
+    see: where it is quantized, the one that is rounded. (The one before may lack an activation,
+    which the rounding does as well.)
+    """
     made = {name for node in after.node for name in node.output}
-    mates = {}
-    for node in before.node:
-        for name in node.output:
-            mate = name + SUFFIX if name + SUFFIX in made else name
-            if name and mate in made and node.op_type not in PLUMBING:
-                mates[name] = mate
-    return mates
+    rounded = _rounded(after)
+    return {
+        name: rounded.get(name, name)
+        for node in before.node
+        for name in node.output
+        if name and name in made and node.op_type not in PLUMBING
+    }
+
+
+def _rounded(graph: onnx.GraphProto) -> dict[str, str]:
+    """Tensors to what is left of them after QuantizeLinear and DequantizeLinear."""
+    back = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return {
+        node.input[0]: back[node.output[0]]
+        for node in graph.node
+        if node.op_type == "QuantizeLinear" and node.output[0] in back
+    }
 
 
 def _session(model: onnx.ModelProto, names: list[str], path: Path) -> ort.InferenceSession:
@@ -152,20 +165,31 @@ def _layers(graph: onnx.GraphProto, sums: dict[str, Sums]) -> Iterator[LayerErro
     error = {name: s.error for name, s in sums.items() if s.values}
     # What came in at nodes whose outputs were not compared goes on to the next.
     carried: dict[str, float] = {}
+    folded: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         given = max((carried.get(name, 0.0) for name in node.input), default=0.0)
+        layer = _layer(node, folded)
         for name in node.output:
             carried[name] = error.get(name, given)
             if name in error:
                 yield LayerError(
-                    name=node.name or name,
-                    op=node.op_type,
+                    name=layer.name or layer.output[0],
+                    op=layer.op_type,
                     tensor=name,
                     error=error[name],
                     own=_own(error[name], given),
                     cosine=sums[name].cosine,
                     finite=sums[name].finite,
                 )
+            elif layer.op_type in WEIGHTED:
+                folded[name] = layer
+
+
+def _layer(node: onnx.NodeProto, folded: dict[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """The node, or the layer with weights before it that the candidate has folded it into."""
+    if node.op_type in WEIGHTED:
+        return node
+    return next((folded[name] for name in node.input if name in folded), node)
 
 
 def _own(error: float, given: float) -> float:
