@@ -244,6 +244,7 @@ class LoadRun:
         begun = self._shape.begun or counted_from
         # A second for the users of a step to come; the last second is not whole.
         first, last = math.ceil(begun + start) + (start > one.uncounted), math.floor(begun + end)
+        first = max(first, math.ceil(counted_from))  # later where users took long to come
         if last - first < 2:
             return float(total.num_requests - total.num_failures) / (ended - counted_from)
         asked = sum(total.num_reqs_per_sec.get(second, 0) for second in range(first, last))
