@@ -8,6 +8,7 @@ and the next one goes on from the last stage that was.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from typing import Any
 
 import msgspec
 
+from ds_engines.errors import ServeError
 from ds_quantize import disk
-from ds_quantize.errors import QuantizeError
+from ds_quantize.errors import MethodError, QuantizeError
 from ds_quantize.progress import Reporter
+
+log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
 
@@ -74,7 +78,7 @@ class Stages:
         try:
             text = (folder / RECORD).read_bytes()
             return Done(key, folder, msgspec.json.decode(text, type=Record), reused=True)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError):
             return None
 
     def _made(self, folder: Path, name: str, key: str, make: Make) -> Done:
@@ -85,15 +89,16 @@ class Stages:
             partial = disk.emptied(folder.with_name(f"{folder.name}.partial"))
             with self.reporter.stage(name):
                 begun = time.monotonic()
-                result = make(partial)
+                result = _tried(name, make, partial)
                 record = Record(name, round(time.monotonic() - begun, 3), result)
-            (partial / RECORD).write_bytes(msgspec.json.encode(record))
+            text = msgspec.json.encode(record, enc_hook=_plain)
+            (partial / RECORD).write_bytes(text)
             disk.sync_tree(partial)
             if folder.exists():
                 disk.emptied(folder)  # one without a record, which nothing else can use
             partial.rename(folder)
             disk.sync(folder.parent)
-        return Done(key, folder, record, reused=False)
+        return Done(key, folder, msgspec.json.decode(text, type=Record), reused=False)
 
     def _lock(self, folder: Path) -> Path:
         lock = folder.with_name(f"{folder.name}.lock")
@@ -106,6 +111,27 @@ class Stages:
                 "give another with --work"
             ) from None
         return lock
+
+
+def _tried(name: str, make: Make, folder: Path) -> dict[str, Any]:
+    """What is raised has one line for the user; the log has the rest."""
+    try:
+        return make(folder)
+    except ServeError:
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise QuantizeError(f"{name}: {where}{error.strerror or error}") from error
+    except Exception as error:
+        log.debug("%s failed", name, exc_info=error)
+        line = str(error).strip().partition("\n")[0]
+        raise MethodError(f"{name} fails on this model: {type(error).__name__}: {line}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Libraries report numbers of their own kinds: numpy's scalars and arrays."""
+    listed = getattr(value, "tolist", None)
+    return listed() if callable(listed) else str(value)
 
 
 def key_of(name: str, inputs: dict[str, Any]) -> str:

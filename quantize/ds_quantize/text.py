@@ -43,9 +43,10 @@ def _rows(evaluation: Evaluation) -> Iterable[tuple[str, str, str, str]]:
             if change is None
             else f"{change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})",
         )
-    if evaluation.agreement is not None:
+    asked = {quality.metric for quality in evaluation.metrics}
+    if evaluation.agreement is not None and "agreement" not in asked:
         yield "agreement", "", estimate(evaluation.agreement), ""
-    if evaluation.cosine is not None:
+    if evaluation.cosine is not None and "cosine" not in asked:
         yield "cosine", "", f"{evaluation.cosine.value:.6f}", ""
     before_, after = evaluation.baseline, evaluation.candidate
     yield "size", size(before_.size_bytes), size(after.size_bytes), f"{evaluation.size:.1%}"
