@@ -19,6 +19,7 @@ COMMANDS = {
     "methods": "ds_quantize.commands.recipes:show_methods",
     "compare": "ds_quantize.commands.compare:compare",
     "export": "ds_quantize.commands.export:run",
+    "cascade": "ds_quantize.commands.cascade:run",
     "show": "ds_quantize.commands.show:show",
     "verify": "ds_quantize.commands.show:verify",
 }
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     methods.add_argument("name", nargs="?", metavar="METHOD")
     _add_compare(commands.add_parser("compare", help="two models on the same data"))
     _add_export(commands.add_parser("export", help="freeze a PyTorch module to ONNX or .pt2"))
+    _add_cascade(commands.add_parser("cascade", help="a small model before a large one, as one"))
     show = commands.add_parser("show", help="what is known of a model that was promoted")
     show.add_argument("path", type=Path, metavar="models/NAME[/N]")
     verify = commands.add_parser("verify", help="whether versions are what was judged, and passed")
@@ -58,8 +60,30 @@ def _add_run(to: argparse.ArgumentParser) -> None:
     way.add_argument(
         "--auto", action="store_true", help="the cheapest recipe whose result passes its gate"
     )
-    to.add_argument("-o", "--output", type=Path, required=True, metavar="models/NAME")
     to.add_argument("--calibration", metavar="DATA", help="what ranges and training are based on")
+    _add_promotion(to)
+
+
+def _add_cascade(to: argparse.ArgumentParser) -> None:
+    to.add_argument("small", metavar="SMALL", help="an ONNX file or models/NAME[/N]")
+    to.add_argument("large", metavar="LARGE", help="what answers where SMALL is not sure")
+    to.add_argument(
+        "--threshold",
+        default="auto",
+        metavar="auto|P",
+        help="the probability from which SMALL's answer is taken; auto: as low as LARGE's accuracy "
+        "lets it be",
+    )
+    to.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="what the threshold is chosen on (default: every other row of the evaluation data)",
+    )
+    _add_promotion(to)
+
+
+def _add_promotion(to: argparse.ArgumentParser) -> None:
+    to.add_argument("-o", "--output", type=Path, required=True, metavar="models/NAME")
     _add_proof(to)
     to.add_argument(
         "--limit",

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where the result was promoted and passed."""
     console = text.console()
     artifact.check(arguments.output)
-    limits = _limits(arguments.limit)
+    limits = limits_of(arguments.limit)
     recipes = _recipes(arguments, limits)
     shown = reporter(console)
     opened = _opened(arguments, shown)
@@ -32,15 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(search.table(result))
     else:
         result = promotion.proven(opened, opened.compress(recipes[0]))
-    return _end(result, opened, arguments, console)
+    return end(result, opened, arguments, console)
 
 
 def _recipes(arguments: argparse.Namespace, limits: Gate) -> list[Recipe]:
     found = search.recipes() if arguments.auto else [recipe.load(arguments.recipe)]
-    return [_limited(each, limits) for each in found]
+    return [limited(each, limits) for each in found]
 
 
-def _limits(given: list[str]) -> Gate:
+def limits_of(given: list[str]) -> Gate:
+    """What `--limit NAME=VALUE` says. Raises RecipeError."""
     said: dict[str, float] = {}
     for each in given:
         name, equals, value = each.partition("=")
@@ -61,7 +62,8 @@ def _number(said: str, value: str) -> float:
         raise RecipeError(f"--limit {said}: {value!r} is not a number") from None
 
 
-def _limited(plan: Recipe, limits: Gate) -> Recipe:
+def limited(plan: Recipe, limits: Gate) -> Recipe:
+    """The recipe with these limits in the place of its own."""
     changed = {
         name: value
         for name in Gate.__struct_fields__
@@ -85,7 +87,8 @@ def _opened(arguments: argparse.Namespace, shown: Reporter) -> Pipeline:
     return pipeline.opened(job, Stages(root.absolute(), shown))
 
 
-def _end(result: Proven, opened: Pipeline, arguments: argparse.Namespace, console: Console) -> int:
+def end(result: Proven, opened: Pipeline, arguments: argparse.Namespace, console: Console) -> int:
+    """Tell the result, and promote it where it passed; the exit status."""
     output: Path = arguments.output
     console.print(text.comparison(result.evaluation))
     for note in result.evaluation.notes:

@@ -16,7 +16,6 @@ from ds_quantize.context import Context
 from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, OnnxModel
 from ds_quantize.methods.torch import QatInt4
-from ds_quantize.onnx_methods.int4 import INT4_OPSET, split_gemms
 from ds_quantize.torch_export import to_onnx
 from ds_quantize.torch_methods.integers import operators
 from ds_quantize.torch_methods.modules import copied, excluded, require_layers, torch_model
@@ -28,6 +27,9 @@ with quiet():
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig, QATConfig
 
 LOWEST, HIGHEST = -8, 7
+
+INT4_OPSET = 21
+"""The first whose DequantizeLinear takes INT4 and groups."""
 
 Packed = dict[bytes, tuple[Array, Array]]
 """The bytes of a weight, [inputs, outputs], to its INT4 values and the scales of its groups."""
@@ -103,17 +105,16 @@ def _rounded(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _pack(model: OnnxModel, packed: Packed, method: QatInt4) -> None:
     """Put the INT4 values in the place of the weights of the file."""
     proto = onnx.load(model.path)
-    split_gemms(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    nodes, found = [], 0
+    nodes: list[onnx.NodeProto] = []
+    found = 0
     for node in proto.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            tensor = weights[node.input[1]]
-            key = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
-            if key in packed:
-                nodes.append(_dequantized(proto.graph, node, *packed[key], method.group))
-                found += 1
-        nodes.append(node)
+        key = _weight_of(node, weights)
+        if key in packed:
+            nodes += _product(proto.graph, node, *packed[key], method.group)
+            found += 1
+        else:
+            nodes.append(node)
     if found < len(packed):
         raise MethodError(f"{method.name}: the export has lost {len(packed) - found} layers")
     del proto.graph.node[:]
@@ -123,23 +124,33 @@ def _pack(model: OnnxModel, packed: Packed, method: QatInt4) -> None:
     onnx.save(proto, model.path)
 
 
-def _dequantized(
-    graph: onnx.GraphProto, product: onnx.NodeProto, values: Array, scales: Array, group: int
-) -> onnx.NodeProto:
-    """The node that makes the product's weight, with what it takes added to the graph."""
-    name = f"{product.name or product.output[0]}_weight"
+def _weight_of(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bytes:
+    """The bytes of a product's constant, [inputs, outputs]; nothing for other nodes."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
+        return b""
+    values = numpy_helper.to_array(weights[node.input[1]])
+    turned = any(item.name == "transB" and item.i for item in node.attribute)
+    return np.ascontiguousarray(values.T if turned else values).tobytes()
+
+
+def _product(
+    graph: onnx.GraphProto, node: onnx.NodeProto, values: Array, scales: Array, group: int
+) -> list[onnx.NodeProto]:
+    """The nodes in the place of a product, with what they take added to the graph."""
+    name = f"{node.name or node.output[0]}_weight"
     integers = np.ascontiguousarray(values).astype(ml_dtypes.int4)
     graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int4"))
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(scales), f"{name}_scale"))
-    product.input[1] = name
-    return helper.make_node(
-        "DequantizeLinear",
-        [f"{name}_int4", f"{name}_scale"],
-        [name],
-        name,
-        axis=0,
-        block_size=group,
-    )
+    given = [f"{name}_int4", f"{name}_scale"]
+    bias = node.input[2:3]
+    result = f"{node.output[0]}_product" if bias else node.output[0]
+    made = [
+        helper.make_node("DequantizeLinear", given, [name], name, axis=0, block_size=group),
+        helper.make_node("MatMul", [node.input[0], name], [result], node.name),
+    ]
+    if bias:
+        made.append(helper.make_node("Add", [result, bias[0]], node.output, f"{name}_bias"))
+    return made
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
