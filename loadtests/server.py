@@ -17,7 +17,7 @@ from typing import IO
 from ds_client import Client, ClientError
 from loadtests.perf_analyzer import BenchmarkError
 
-START_SECONDS = 60.0
+START_SECONDS = 150.0
 STOP_SECONDS = 30.0
 
 

@@ -31,7 +31,7 @@ def serve(tmp_path_factory: Any, carrier: str) -> Server:
     return Server("--model", model, "--grpc-server", carrier)
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["native", pytest.param("grpcio", marks=pytest.mark.slow)])
 def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory, request.param) as running:
         yield running
@@ -96,6 +96,7 @@ def test_bytes_that_are_no_request_are_refused(
     assert "Traceback" not in server.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carrier", ["native", "grpcio"])
 def test_who_watches_is_told_of_the_end(
     tmp_path_factory: pytest.TempPathFactory, carrier: str

@@ -80,7 +80,7 @@ def is_right(given: Array, answer: Array) -> bool:
     return bool(np.allclose(answer, wanted, rtol=1e-4))
 
 
-@pytest.mark.parametrize("ask", [by_http, by_grpc, by_json])
+@pytest.mark.parametrize("ask", [by_http, by_grpc, pytest.param(by_json, marks=pytest.mark.slow)])
 def test_many_at_once_are_each_answered_right(server: Server, ask: Any) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(lambda seed: is_right(rows(seed), ask(server, rows(seed))), range(40))

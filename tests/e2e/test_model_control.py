@@ -22,6 +22,8 @@ from tritonclient.utils import InferenceServerException
 
 ROW = np.ones((1, 64), np.float32)
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+PROTOCOLS = ["http", pytest.param("grpc", marks=pytest.mark.slow)]
+"""For what takes several workers."""
 
 
 def client(server: Server, protocol: str = "http"):
@@ -150,7 +152,7 @@ def test_what_is_not_there_is_not_loaded(explicit: Server) -> None:
     assert explicit.ready()
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_configuration_in_place_of_the_models_own(explicit: Server, protocol: str) -> None:
     config = json.dumps({"name": "some", "versionPolicy": {"latest": {"numVersions": 2}}})
     with client(explicit, protocol) as triton:
@@ -169,7 +171,7 @@ def test_a_configuration_in_place_of_the_models_own(explicit: Server, protocol: 
         triton.unload_model("some")
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_configuration_that_was_asked_for_and_changed(explicit: Server, protocol: str) -> None:
     options = {"as_json": True} if protocol == "grpc" else {}
     with client(explicit, protocol) as triton:
@@ -187,7 +189,7 @@ def test_a_configuration_that_was_asked_for_and_changed(explicit: Server, protoc
         triton.unload_model("all")
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_files_that_a_client_sends(
     explicit: Server, repository: Path, tmp_path: Path, protocol: str
 ) -> None:

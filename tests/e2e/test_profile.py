@@ -77,6 +77,7 @@ def test_a_run_with_data_of_ones_own(tmp_path: Path) -> None:
     assert "--shape z: the model has no such input; it has x" in said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_profiled_is_said(tmp_path: Path) -> None:
     assert "ds-profile: there is no file" in profile("run", tmp_path / "no.onnx", status=1)
     (tmp_path / "empty.json").write_text("[]")

@@ -579,6 +579,7 @@ def test_what_a_client_sends_is_never_run(server: Server, tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_finalize_is_called_at_the_end(tmp_path: Path) -> None:
     put(tmp_path, "saying", SAYING, tensors("X INT32 1", outputs="SAID STRING 1"))
     with Server("--model", tmp_path / "saying") as server:
@@ -588,27 +589,40 @@ def test_finalize_is_called_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "saying" / "1").iterdir()] == ["model.py"]
 
 
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("class TritonPythonModel\n", r"model\.py:12: SyntaxError"),
-        ("import nowhere_to_be_found\n", r"model\.py:12: ModuleNotFoundError: No module named"),
-        (
-            "class TritonPythonModel:\n    def initialize(self, args):\n        1 / 0\n"
-            "    def execute(self, requests): ...\n",
-            r"model\.py:14: initialize: ZeroDivisionError: division by zero",
-        ),
-        ("class Model: ...\n", "no class TritonPythonModel"),
-    ],
-)
-def test_a_model_that_cannot_be_loaded_says_where_it_fails(
-    tmp_path: Path, code: str, message: str
-) -> None:
-    put(tmp_path, "bad", code, SUM_CONFIG)
-    server = Server("--model-repository", tmp_path).start()
+BAD = {
+    "syntax": ("class TritonPythonModel\n", r"model\.py:12: SyntaxError"),
+    "imports": (
+        "import nowhere_to_be_found\n",
+        r"model\.py:12: ModuleNotFoundError: No module named",
+    ),
+    "raises": (
+        "class TritonPythonModel:\n    def initialize(self, args):\n        1 / 0\n"
+        "    def execute(self, requests): ...\n",
+        r"model\.py:14: initialize: ZeroDivisionError: division by zero",
+    ),
+    "nameless": ("class Model: ...\n", "no class TritonPythonModel"),
+}
+"""Models that cannot be loaded, and what is said of them."""
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Output and log of a server of such models, which ends by itself."""
+    folder = tmp_path_factory.mktemp("bad")
+    for name, (code, _) in BAD.items():
+        put(folder, name, code, SUM_CONFIG)
+    server = Server("--model-repository", folder).start()
     try:
-        server.process.wait(30)
-        assert "Traceback" not in server.output()
-        assert re.search(message, server.log()), server.log()
+        server.process.wait(60)
+        return server.output(), server.log()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_model_that_cannot_be_loaded_says_where_it_fails(
+    complaints: tuple[str, str], name: str
+) -> None:
+    output, log = complaints
+    assert "Traceback" not in output
+    assert re.search(rf"model {name} has failed: .*{BAD[name][1]}", log), log

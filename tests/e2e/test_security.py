@@ -243,12 +243,14 @@ def run(command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_printed_works_without_flags_too(tmp_path):
     with Server("--model", mlp(tmp_path / "mlp.onnx")) as server:
         for command in printed(server.output()):
             assert '"mlp"' in run(command).replace("'", '"')
 
 
+@pytest.mark.slow
 def test_a_slow_client_is_turned_away(tmp_path):
     with Server("--model", mlp(tmp_path / "mlp.onnx")) as server:
         host, port = server.http_address.split(":")

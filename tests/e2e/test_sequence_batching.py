@@ -239,7 +239,7 @@ def alone(sound: Array) -> list[float]:
 
 
 @pytest.mark.parametrize("model", ["vad", "vad-direct"])
-@pytest.mark.parametrize("kind", ["grpc-aio", "http-aio"])
+@pytest.mark.parametrize("kind", ["grpc-aio", pytest.param("http-aio", marks=pytest.mark.slow)])
 async def test_vad_hears_32_streams_at_once_as_it_hears_each_alone(
     server: Server, kind: str, model: str
 ) -> None:
