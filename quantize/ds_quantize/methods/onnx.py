@@ -96,7 +96,7 @@ class Int4Weights(Method, frozen=True, tag="int4-weights"):
     `algorithm`: rtn rounds to nearest; gptq makes up for each rounding error in the weights that
     follow, awq scales the channels that matter most on calibration data before it rounds; hqq
     fits the zero points, without data. `accuracy_level`: the type that ONNX Runtime multiplies in,
-    1 for FP32 to 4 for INT8. `target` tensorrt writes standard operators (rtn, awq only).
+    1 for FP32 to 4 for INT8. `target`: tensorrt has standard operators and no zero points.
     """
 
     handler: ClassVar[str] = "ds_quantize.onnx_methods.int4:int4_weights"

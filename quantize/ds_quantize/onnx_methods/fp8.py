@@ -33,10 +33,36 @@ def fp8(model: Model, method: Fp8, context: Context) -> OnnxModel:
     quantized = onnx.ModelProto()
     quantized.CopyFrom(proto)
     names = {node.name for node in nodes if node.input[0] in ranges}
+    _keep_clipping(quantized.graph, {node.input[0] for node in nodes})
     _quantize(quantized.graph, names, ranges)
+    graph.drop_unused(quantized)
     check(proto, quantized, method, context)
     context.measured["layers"] = {"quantized": len(names)}
     return graph.save(quantized, context.folder)
+
+
+def _keep_clipping(proto: onnx.GraphProto, tensors: set[str]) -> None:
+    """ONNX Runtime leaves out a Relu or Clip before it quantizes, as if FP8 had no sign as UINT8
+    has none. LeakyRelu without a leak is a Relu, and with all of it, it changes nothing.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.node:
+        nodes.append(node)
+        if not tensors & set(node.output):
+            continue
+        if node.op_type == "Relu":
+            node.op_type = "LeakyRelu"
+            node.attribute.append(helper.make_attribute("alpha", 0.0))
+        elif node.op_type == "Clip":
+            output = node.output[0]
+            node.output[0] = f"{output}_clipped"
+            nodes.append(
+                helper.make_node(
+                    "LeakyRelu", [node.output[0]], [output], f"{node.name}_kept", alpha=1.0
+                )
+            )
+    del proto.node[:]
+    proto.node.extend(nodes)
 
 
 def _quantize(proto: onnx.GraphProto, names: set[str], ranges: dict[str, Extent]) -> None:
@@ -54,10 +80,6 @@ def _quantize(proto: onnx.GraphProto, names: set[str], ranges: dict[str, Extent]
         nodes.append(node)
     del proto.node[:]
     proto.node.extend(nodes)
-    used = graph.consumers(proto)
-    kept = [tensor for tensor in proto.initializer if tensor.name in used]
-    del proto.initializer[:]
-    proto.initializer.extend(kept)
 
 
 def _pair(

@@ -111,6 +111,14 @@ def replace_weight(tensor: onnx.TensorProto, values: Array) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, dtype), tensor.name))
 
 
+def drop_unused(proto: onnx.ModelProto) -> None:
+    """Leave out constants that no node takes."""
+    used = consumers(proto.graph).keys() | {output.name for output in proto.graph.output}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Tensor name to the node that makes it."""
     return {name: node for node in graph.node for name in node.output if name}
@@ -120,9 +128,20 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Tensor name to the nodes that take it."""
     found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
-        for name in node.input:
+        for name in (*node.input, *_inner(node)):
             found[name].append(node)
     return found
+
+
+def _inner(node: onnx.NodeProto) -> set[str]:
+    """What the graphs within a node, such as the branches of an If, take from around it."""
+    return {
+        name
+        for attribute in node.attribute
+        for graph in (attribute.g, *attribute.graphs)
+        for inner in graph.node
+        for name in (*inner.input, *_inner(inner))
+    }
 
 
 def excluded(graph: onnx.GraphProto, patterns: tuple[str, ...]) -> list[str]:

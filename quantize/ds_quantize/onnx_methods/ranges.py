@@ -105,10 +105,14 @@ class _Calibration:
 
 
 def _counted(array: Array, extent: Extent) -> Array:
+    return np.bincount(_places(array.reshape(-1), extent), minlength=BINS)
+
+
+def _places(values: Array, extent: Extent) -> Array:
+    """The bin of each value."""
     low, high = extent
     step = (high - low) / BINS or 1.0
-    places = ((array.reshape(-1) - low) / step).astype(np.int32)
-    return np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+    return np.clip(((values - low) / step).astype(np.int32), 0, BINS - 1)
 
 
 def _narrowed(
@@ -120,8 +124,20 @@ def _narrowed(
         return extent
     if method.calibration == "percentile":
         return _percentile(histogram, extent, method.percentile)
-    score = _entropy if method.calibration == "entropy" else _squared_error
-    return _searched(histogram, extent, score, symmetric)
+    if method.calibration == "mse":
+        return _searched(histogram, extent, _squared_error, symmetric)
+    return _searched(_without_zeros(histogram, extent), extent, _entropy, symmetric)
+
+
+def _without_zeros(histogram: Array, extent: Extent) -> Array:
+    """With no more in the bin of zero than next to it. Half of what a Relu gives is exactly zero,
+    which has an exact value in any case, and would outweigh all else.
+    """
+    place = int(_places(np.zeros(1), extent)[0])
+    beside = histogram[[place - 1 if place else 1, min(place + 1, BINS - 1)]]
+    capped = histogram.copy()
+    capped[place] = min(histogram[place], beside.max())
+    return capped
 
 
 def _percentile(histogram: Array, extent: Extent, percent: float) -> Extent:
@@ -174,4 +190,7 @@ def _entropy(middles: Array, counts: Array, low: float, high: float) -> float:
     levels = np.round((middles[inside] - low) / (high - low) * LEVELS).astype(np.int64)
     quantized = (np.bincount(levels, kept) / np.maximum(np.bincount(levels), 1))[levels]
     p, q = true / true.sum(), quantized / quantized.sum()
-    return float((p * np.log(p / q)).sum())
+    # A histogram of few values differs from its mean over a level by chance alone; on the average
+    # by this much (Miller and Madow), which would favour ranges with as many bins as levels.
+    by_chance = (len(levels) - len(np.unique(levels))) / (2 * true.sum())
+    return float((p * np.log(p / q)).sum() - by_chance)

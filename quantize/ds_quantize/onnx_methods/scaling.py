@@ -31,7 +31,7 @@ def groups(proto: onnx.ModelProto, exclude: list[str]) -> list[Group]:
     constants = graph.weights(proto.graph)
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in layers(proto, PRODUCTS, exclude):
-        if len(constants[node.input[1]].dims) == 2 and not _attribute(node, "transA"):
+        if len(constants[node.input[1]].dims) == 2 and _is_plain(node):
             found.setdefault(node.input[0], []).append(node)
     return [Group(tensor, tuple(nodes)) for tensor, nodes in found.items()]
 
@@ -61,6 +61,7 @@ def rescale(proto: onnx.ModelProto, group: Group, scales: Array) -> str:
 
     Returns the name of the node that divides, or "" where a layer normalization before does.
     """
+    group = _found_again(proto, group)
     for node in group.nodes:
         set_matrix(proto, node, matrix(proto, node) * scales[:, None])
     normalization = _normalization(proto, group)
@@ -70,6 +71,12 @@ def rescale(proto: onnx.ModelProto, group: Group, scales: Array) -> str:
     for name in normalization.input[1:]:
         graph.replace_weight(constants[name], graph.array(constants[name]) / scales)
     return ""
+
+
+def _found_again(proto: onnx.ModelProto, group: Group) -> Group:
+    """The group's nodes as they are in the graph now: putting in others makes copies of all."""
+    names = {node.name for node in group.nodes}
+    return Group(group.tensor, tuple(node for node in proto.graph.node if node.name in names))
 
 
 def _normalization(proto: onnx.ModelProto, group: Group) -> onnx.NodeProto | None:
@@ -87,7 +94,7 @@ def _normalization(proto: onnx.ModelProto, group: Group) -> onnx.NodeProto | Non
 
 def _divided(proto: onnx.ModelProto, group: Group, scales: Array) -> str:
     name = f"{group.tensor}_smoothed"
-    constant = f"{name}_scale"
+    constant = f"{name}_by"
     dtype = matrix(proto, group.nodes[0]).dtype
     proto.graph.initializer.append(numpy_helper.from_array((1 / scales).astype(dtype), constant))
     divide = helper.make_node("Mul", [group.tensor, constant], [name], name)
@@ -98,6 +105,13 @@ def _divided(proto: onnx.ModelProto, group: Group, scales: Array) -> str:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return name
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """Whether a Gemm does no more than multiply by the matrix and add the bias."""
+    return not _attribute(node, "transA") and all(
+        item.f == 1.0 for item in node.attribute if item.name in ("alpha", "beta")
+    )
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

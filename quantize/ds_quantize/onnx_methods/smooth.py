@@ -13,9 +13,9 @@ from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, OnnxModel
 from ds_quantize.methods.onnx import SmoothQuant
 from ds_quantize.onnx_methods import graph
+from ds_quantize.onnx_methods.channels import seen
 from ds_quantize.onnx_methods.prepare import inferred, prepared
 from ds_quantize.onnx_methods.scaling import Group, groups, matrix, rescale
-from ds_quantize.onnx_methods.sessions import Runner, shown_feeds
 from ds_quantize.onnx_methods.static import finished, planned
 
 SMALLEST = 1e-5
@@ -39,11 +39,11 @@ def smoothed(
     proto: onnx.ModelProto, found: list[Group], method: SmoothQuant, context: Context
 ) -> list[str]:
     """Rescale in place; returns the names of the nodes that had to be put in."""
-    peaks = _peaks(proto, found, method, context)
+    channels = seen(proto, tuple(group.tensor for group in found), method, context)
     divided = []
     for group in found:
         weights = np.stack([np.abs(matrix(proto, node)).max(axis=1) for node in group.nodes])
-        scales = _scales(peaks[group.tensor], weights.max(axis=0), method.alpha)
+        scales = _scales(channels[group.tensor].peak, weights.max(axis=0), method.alpha)
         divided.append(rescale(proto, group, scales))
     names = [name for name in divided if name]
     context.measured["smoothed"] = {"groups": len(found), "folded": len(found) - len(names)}
@@ -54,23 +54,3 @@ def _scales(activation: Array, weight: Array, alpha: float) -> Array:
     scales = np.maximum(activation, SMALLEST) ** alpha
     scales /= np.maximum(weight, SMALLEST) ** (1 - alpha)
     return np.where(activation > SMALLEST, np.maximum(scales, SMALLEST), 1.0)
-
-
-def _peaks(
-    proto: onnx.ModelProto, found: list[Group], method: SmoothQuant, context: Context
-) -> dict[str, Array]:
-    """The largest absolute value of each channel of each group's activation."""
-    tensors = tuple(group.tensor for group in found)
-    runner = Runner(proto, context.threads, tensors)
-    peaks: dict[str, Array] = {}
-    for feed in shown_feeds(context, method.name, method.samples, method.batch, "Channels"):
-        values = feed | runner.run(feed)
-        for name in tensors:
-            peak = np.abs(values[name].reshape(-1, values[name].shape[-1])).max(axis=0)
-            if not np.isfinite(peak).all():
-                raise MethodError(
-                    f"{graph.layer_of(proto.graph, name)} gives values that are not finite on the "
-                    "calibration data"
-                )
-            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
-    return peaks
