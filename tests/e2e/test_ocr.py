@@ -15,6 +15,7 @@ import tritonclient.grpc
 import tritonclient.http
 from PIL import Image, ImageDraw, ImageFont
 from serving import Server
+from tritonclient.utils import InferenceServerException
 
 FETCH = Path(__file__).parents[2] / "docs/examples/ocr/fetch.py"
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
@@ -70,6 +71,12 @@ def test_page_without_text(server, protocol):
     answer = read(server, protocol, picture(["", ""], set()))
     assert texts(answer) == []
     assert answer.as_numpy("box").shape == (0, 4)
+
+
+def test_picture_without_pixels_is_refused(server):
+    with pytest.raises(InferenceServerException, match="the image has no pixels") as refused:
+        read(server, "http", np.zeros((0, 0, 3), np.uint8))
+    assert refused.value.status() == "400"
 
 
 def test_many_pages_at_once(server):

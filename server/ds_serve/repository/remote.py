@@ -174,6 +174,8 @@ class Remote:
             raise
         except Exception as error:
             said = (str(error) or type(error).__name__).replace(self._secret, "")
+            if isinstance(error, FileNotFoundError) and error.errno is None:
+                said = f"there is no {said}"  # fsspec says the path alone
             raise LoadError(f"the repository {self.where} cannot be read: {said}") from error
 
 

@@ -133,6 +133,8 @@ def test_addresses_that_cannot_be(cache: Path) -> None:
         Library([], ["nonsense://models"])
     with pytest.raises(LoadError, match=r"http://127\.0\.0\.1:9/models cannot be read"):
         Library([], ["http://user:secret@127.0.0.1:9/models"])
+    with pytest.raises(LoadError, match="memory://nowhere cannot be read: there is no /nowhere"):
+        Library([], ["memory://nowhere"])
 
 
 def test_a_web_server(tmp_path: Path) -> None:

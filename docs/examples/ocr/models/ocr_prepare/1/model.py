@@ -23,6 +23,12 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+            if not image.size:
+                error = pb_utils.TritonError(
+                    "the image has no pixels", pb_utils.TritonError.INVALID_ARG
+                )
+                responses.append(pb_utils.InferenceResponse(error=error))
+                continue
             picture = pb_utils.Tensor("picture", prepare(image))
             responses.append(pb_utils.InferenceResponse([picture]))
         return responses
