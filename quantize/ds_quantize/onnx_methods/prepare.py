@@ -27,7 +27,24 @@ def prepared(model: Model, context: Context) -> onnx.ModelProto:
     graph.load(model)
     proto = folded(graph.path_of(model), context.folder)
     _refuse_quantized(proto)
-    return inferred(upgraded(proto, OPSET))
+    proto = upgraded(proto, OPSET)
+    _flatten_biases(proto.graph)
+    return inferred(proto)
+
+
+def _flatten_biases(proto: onnx.GraphProto) -> None:
+    """A bias of [1, n], which the fusion of a product and a sum leaves, is one of [n]; ONNX
+    Runtime's quantizer knows no other.
+    """
+    used = {name for node in proto.node for name in _all_but_bias(node)}
+    biases = {node.input[2] for node in proto.node if node.op_type == "Gemm" and node.input[2:]}
+    for item in proto.initializer:
+        if item.name in biases - used and len(item.dims) == 2 and item.dims[0] == 1:
+            item.dims[:] = item.dims[1:]
+
+
+def _all_but_bias(node: onnx.NodeProto) -> list[str]:
+    return list(node.input[:2] if node.op_type == "Gemm" else node.input)
 
 
 def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
