@@ -22,13 +22,17 @@ class Made(NamedTuple):
     by: str
 
 
+def _missing(version: str) -> str:
+    return f"it has no version {version}, or is not there" if version else "there is no such model"
+
+
 def judge(spec: ModelSpec, states: Sequence[ModelState]) -> tuple[str, str]:
     """The ensemble's state and the reason for it, from those of all models."""
     if circle := contains_itself(spec, states):
         return FAILED, f"{spec.artifact}: the ensemble contains itself: {' -> '.join(circle)}"
     members = [find(step, states) for step in spec.steps]
     faults = [
-        (FAILED, f"{at(spec, index)}: there is no such model, or version {step.version!r} of it")
+        (FAILED, f"{at(spec, index)}: {_missing(step.version)}")
         if member is None
         else (member.state, f"{at(spec, index)} is {_said(member)}")
         for index, (step, member) in enumerate(zip(spec.steps, members, strict=True))

@@ -137,5 +137,5 @@ def test_states_of_members(tmp_path: Path) -> None:
 
 def test_version_that_a_step_names(tmp_path: Path) -> None:
     step = ensembles.step("m", {"a": "x"}, {"b": "y"}, version=2)
-    assert "version '2'" in judged(tmp_path, member(), steps=(step,))
-    assert "there is no such model, or" not in judged(tmp_path, member())
+    assert "it has no version 2" in judged(tmp_path, member(), steps=(step,))
+    assert "there is no such model" not in judged(tmp_path, member())
