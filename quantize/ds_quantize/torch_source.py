@@ -17,6 +17,7 @@ from ds_quantize.errors import SourceError
 from ds_quantize.forms import TorchModel
 from ds_quantize.python_file import function
 from ds_quantize.torch_export import described
+from ds_quantize.torch_methods.quiet import quiet
 
 EXAMPLE_ROWS = 2
 
@@ -55,7 +56,8 @@ def from_program(said: str, calibration: Data | None, seed: int) -> Read:
     """A `.pt2` file, whose inputs and dynamic axes are those it was exported with."""
     path = Path(said).expanduser()
     try:
-        program = torch.export.load(path)
+        with quiet():
+            program = torch.export.load(path)
     except Exception as error:
         raise SourceError(f"{path} is not an exported program that can be read: {error}") from error
     if program.example_inputs is None:
@@ -63,7 +65,8 @@ def from_program(said: str, calibration: Data | None, seed: int) -> Read:
     arguments, named = program.example_inputs
     if named:
         raise SourceError(f"{path} takes inputs by name ({', '.join(named)}); export it without")
-    module = program.module()
+    with quiet():
+        module = program.module()
     names = _user_inputs(program)
     example = dict(zip(names, arguments, strict=True))
     model = described(module, example, axes=_axes(program, names))

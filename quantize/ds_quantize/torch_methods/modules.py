@@ -15,6 +15,7 @@ from torch import nn
 from ds_engines.base import Array, Tensors
 from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, TorchModel
+from ds_quantize.torch_methods.quiet import quiet
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -31,7 +32,8 @@ def torch_model(model: Model, method: str) -> TorchModel:
 
 def copied(model: TorchModel) -> TorchModel:
     """With a module of its own, in evaluation mode."""
-    module = copy.deepcopy(model.module)
+    with quiet():  # copying an exported graph warns of what PyTorch itself does
+        module = copy.deepcopy(model.module)
     set_training(module, False)
     return dataclasses.replace(model, module=module)
 
