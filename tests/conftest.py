@@ -1,11 +1,16 @@
-"""Which tests run together where several processes share them out (`pytest -n 2`)."""
+"""Which tests run together where several processes share them out (`pytest -n 2`), and how."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
+
+# How long an example takes says more about what else the machine does than about the example.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 TOGETHER = ("tests/e2e/text/", "tests/server/text/")
 """Folders whose modules share a server that takes long to start; others go by the module."""

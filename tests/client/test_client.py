@@ -57,7 +57,10 @@ def test_only_the_outputs_asked_for(client):
         hnp.array_shapes(min_dims=0, min_side=0),
     )
 )
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_every_number_type_survives(client, array):
     back = client.infer("echo", {"x": array})["x"]
     assert back.dtype == array.dtype.newbyteorder("=")

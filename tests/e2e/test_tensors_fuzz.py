@@ -21,7 +21,9 @@ from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import SERVICE
 
 fuzzed = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
