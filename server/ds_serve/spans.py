@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 
 from ds_engines.errors import ConfigError
 from ds_serve.extras import installed
@@ -13,8 +14,11 @@ EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 PARENT = "traceparent"
 """The header, and gRPC's metadata, in which W3C has callers name their span."""
 
-_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})")
-"""The last two digits say by their lowest bit whether it is traced."""
+_HEADER = PARENT.encode()
+_PARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+)
+"""The trace, the span in it, and two digits that say by their lowest bit whether it is traced."""
 
 
 def check(endpoint: str) -> None:
@@ -33,7 +37,24 @@ def parent_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return next((str(value) for name, value in metadata if name == PARENT), "")
 
 
+def parent_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's span, as an HTTP request's headers name it; "" where they do not."""
+    return headers.get(_HEADER, b"").decode("latin-1")
+
+
 def sampled(parent: str) -> bool | None:
     """Whether the caller traces this request; None where it does not say."""
     match = _PARENT.fullmatch(parent)
-    return bool(int(match[1], 16) & 1) if match else None
+    return bool(int(match[3], 16) & 1) if match else None
+
+
+def below(parent: str) -> str:
+    """A new span below the caller's, or of a new trace, as the header names it."""
+    match = _PARENT.fullmatch(parent)
+    return f"00-{match[1] if match else secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def ids_of(span: str) -> tuple[int, int]:
+    """The trace's and the span's own, of a header that `below` has made."""
+    _, trace, own, _ = span.split("-")
+    return int(trace, 16), int(own, 16)

@@ -23,7 +23,7 @@ import orjson
 
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec
-from ds_serve.spans import sampled
+from ds_serve.spans import PARENT, below, sampled
 
 if TYPE_CHECKING:
     from ds_serve.otlp import Spans
@@ -43,6 +43,9 @@ IN_WORKER = (
     "COMPUTE_END",
 )
 """What the times of a worker's answer are called, in order."""
+
+FIRST_ANSWER = "INFER_RESPONSE_COMPLETE"
+"""Of a text: its first piece is there; REQUEST_END is when the last one is."""
 
 _TAIL = 4096
 _ID = re.compile(rb'^\{"id":(\d+),', re.MULTILINE)
@@ -69,13 +72,16 @@ class TraceSettings(msgspec.Struct, frozen=True):
 
 
 class Trace:
-    """One request's times. `parent`: the caller's span, as the header `traceparent` has it."""
+    """One request's times. `parent`: the caller's span, as the header `traceparent` has it; `own`:
+    this request's, where others were told of it. `is_span`: it will be one for certain.
+    """
 
-    __slots__ = ("error", "model", "parent", "request_id", "times", "version")
+    __slots__ = ("error", "is_span", "model", "own", "parent", "request_id", "times", "version")
 
-    def __init__(self, first: str, parent: str = "") -> None:
-        self.model = self.version = self.request_id = self.error = ""
+    def __init__(self, first: str, parent: str = "", *, is_span: bool = False) -> None:
+        self.model = self.version = self.request_id = self.error = self.own = ""
         self.parent = parent
+        self.is_span = is_span
         self.times: list[tuple[str, int]] = []
         self.mark(first)
 
@@ -83,11 +89,29 @@ class Trace:
         """`name` happens now."""
         self.times.append((name, time.monotonic_ns()))
 
+    def passed_on(self) -> dict[str, str]:
+        """Headers that name the span below which a worker's own are to be."""
+        if self.is_span and not self.own:
+            self.own = below(self.parent)
+        named = self.own or self.parent
+        return {PARENT: named} if named else {}
+
     def answered(self, spec: ModelSpec, request_id: str, in_worker: Sequence[int]) -> None:
         """The worker's answer is there, with the times named by IN_WORKER."""
-        self.model, self.version, self.request_id = spec.name, spec.version, request_id
         self.times.extend(zip(IN_WORKER, in_worker, strict=True))
+        self.ended(spec, request_id)
+
+    def ended(self, spec: ModelSpec, request_id: str) -> None:
+        """The last answer is there."""
+        self.model, self.version, self.request_id = spec.name, spec.version, request_id
         self.mark("REQUEST_END")
+
+    def told(self, spec: ModelSpec, request_id: str, *, final: bool) -> None:
+        """An answer is there that has no times of its own; `final`: none follows."""
+        if self.times[-1][0] == "REQUEST_START":
+            self.mark(FIRST_ANSWER)
+        if final:
+            self.ended(spec, request_id)
 
     def failed(self, model: str, version: str, error: str) -> None:
         """The request was refused, or failed."""
@@ -144,7 +168,7 @@ class Tracer:
         if not self._picks(self._sampler, parent):
             return None
         self.on = self._sampler.on
-        return Trace(first, parent)
+        return Trace(first, parent, is_span=bool(self._sampler.settings.otlp_endpoint))
 
     def keep(self, trace: Trace) -> None:
         """Write the trace within WRITE_SECONDS. One that no worker answered is dropped."""

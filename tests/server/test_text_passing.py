@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from collecting import Collector, attributes
 
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http.app import Application
+from ds_serve.tracing import TIMESTAMPS, TraceSettings
 from ds_serve.transport.messages import ModelState, Registry
 
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -26,10 +28,12 @@ class Upstream:
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
+        self.asked = b""
         self.ended = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        self.ended.clear()
+        self.asked = await reader.readuntil(b"\r\n\r\n")
         for part in self.parts:
             writer.write(part)
             await writer.drain()
@@ -44,22 +48,29 @@ async def upstream(tmp_path: Path) -> AsyncIterator[Upstream]:
     made = Upstream()
     async with await asyncio.start_unix_server(made.serve, tmp_path / "sock"):
         yield made
-        await made.ended.wait()
+        if made.asked:
+            await made.ended.wait()
 
 
 @pytest.fixture
-async def application(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Application]:
+async def gateway(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Gateway]:
     gateway = Gateway(Limits())
     spec = ModelSpec(name="m", engine="openvino-genai", artifact=tmp_path, task="text")
     state = ModelState("m", "ready", "", str(tmp_path / "sock"), 1, spec)
     await gateway.update(Registry([state]))
-    yield Application(gateway, Budget(1 << 20, 1 << 20))
+    yield gateway
     gateway.close()
 
 
-async def ask(application: Application) -> list[dict[str, Any]]:
+@pytest.fixture
+def application(gateway: Gateway) -> Application:
+    return Application(gateway, Budget(1 << 20, 1 << 20))
+
+
+async def ask(application: Application, **headers: str) -> list[dict[str, Any]]:
     """What the application sends for a completion."""
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    said = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": said}
     arrived = asyncio.Queue[dict[str, Any]]()
     arrived.put_nowait({"type": "http.request", "body": b'{"model": "m"}', "more_body": False})
     sent: list[dict[str, Any]] = []
@@ -146,3 +157,106 @@ async def test_a_whole_answer_that_breaks_off_is_not_completed(
     assert (b"content-length", b"90") in sent[0]["headers"]
     assert bodies(sent) == [b'{"id": 1, ']
     assert sent[-1]["more_body"] is True
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNTRACED = PARENT[:-1] + "0"
+WHOLE = b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+
+
+def told(upstream: Upstream) -> str:
+    """The span that the worker was told to be below."""
+    head = [line.partition(": ") for line in upstream.asked.decode().splitlines()]
+    return next((value for name, _, value in head if name.lower() == "traceparent"), "")
+
+
+async def test_the_callers_span_is_passed_on(upstream: Upstream, application: Application) -> None:
+    upstream.parts = [WHOLE % b"200 OK"]
+    await ask(application, traceparent=PARENT, tracestate="a=b")
+    assert told(upstream) == PARENT
+    assert b"tracestate: a=b" in upstream.asked
+    await ask(application)
+    assert told(upstream) == ""
+
+
+@pytest.fixture
+def collector(gateway: Gateway) -> Iterator[Collector]:
+    made = Collector()
+    gateway.tracer.update(TraceSettings("", TIMESTAMPS, 1, otlp_endpoint=made.address))
+    yield made
+    made.close()
+
+
+async def sent_by(gateway: Gateway, collector: Collector) -> list[Any]:
+    """The spans of requests, once all are sent."""
+    await asyncio.to_thread(gateway.tracer.close)
+    return collector.roots()
+
+
+@pytest.mark.parametrize("parent", [PARENT, "", "nonsense"])
+async def test_a_worker_is_told_of_the_span_that_is_sent(
+    upstream: Upstream,
+    application: Application,
+    gateway: Gateway,
+    collector: Collector,
+    parent: str,
+) -> None:
+    upstream.parts = [EVENTS + CHUNKED, chunk(b"data: 1\n\n"), chunk(b"data: 2\n\n"), chunk(b"")]
+    await ask(application, **{"traceparent": parent, "x-request-id": "a1"})
+    (root,) = await sent_by(gateway, collector)
+    assert told(upstream) == f"00-{root.trace_id.hex()}-{root.span_id.hex()}-01"
+    assert root.parent_span_id.hex() == (PARENT.split("-")[2] if parent == PARENT else "")
+    if parent == PARENT:
+        assert root.trace_id.hex() == PARENT.split("-")[1]
+    assert attributes(root) == {"model_name": "m", "model_version": "1", "id": "a1"}
+    below = sorted(collector.below(root), key=lambda span: span.start_time_unix_nano)
+    assert [span.name for span in below] == ["first_answer", "more_answers"]
+    assert below[1].end_time_unix_nano - below[1].start_time_unix_nano > 0
+
+
+async def test_a_caller_that_does_not_trace(
+    upstream: Upstream, application: Application, gateway: Gateway, collector: Collector
+) -> None:
+    upstream.parts = [WHOLE % b"200 OK"]
+    await ask(application, traceparent=UNTRACED)
+    assert told(upstream) == UNTRACED
+    assert await sent_by(gateway, collector) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([WHOLE % b"400 Bad Request"], "the model's worker answered 400"),
+        ([], "model 'm' lost this request: its worker went away"),
+    ],
+)
+async def test_a_text_that_fails_is_a_span_with_its_error(
+    upstream: Upstream,
+    application: Application,
+    gateway: Gateway,
+    collector: Collector,
+    parts: list[bytes],
+    said: str,
+) -> None:
+    upstream.parts = parts
+    await ask(application)
+    (root,) = await sent_by(gateway, collector)
+    assert (root.status.code, root.status.message) == (2, said)
+
+
+async def test_times_of_a_text(
+    upstream: Upstream, application: Application, gateway: Gateway, tmp_path: Path
+) -> None:
+    gateway.tracer.update(TraceSettings(str(tmp_path / "trace.json"), TIMESTAMPS, 1))
+    for status in (b"400 Bad Request", b"200 OK"):
+        upstream.parts = [WHOLE % status]
+        await ask(application, **{"x-request-id": status.decode()[:3]})
+    gateway.tracer.flush()
+    about, times = json.loads((tmp_path / "trace.json").read_text())
+    assert (about["model_name"], about["request_id"]) == ("m", "200")
+    assert [mark["name"] for mark in times["timestamps"]] == [
+        "HTTP_RECV_START", "HTTP_RECV_END", "REQUEST_START", "INFER_RESPONSE_COMPLETE",
+        "HTTP_SEND_START", "REQUEST_END", "HTTP_SEND_END",
+    ]  # fmt: skip
+    values = [mark["ns"] for mark in times["timestamps"]]
+    assert values == sorted(values)

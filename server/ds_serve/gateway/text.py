@@ -104,14 +104,22 @@ class TextBackend:
             "content-type": "application/json",
             "x-request-timeout": f"{max(0.001, request.deadline - time.monotonic()):.3f}",
         }
+        trace = request.trace
+        if trace is not None:
+            headers |= trace.passed_on()
+            trace.mark("REQUEST_START")
         async with self.forward("POST", "/v1/completions", orjson.dumps(body), headers) as answer:
             if answer.status != 200:
                 raise await _fault(answer)
             if not body["stream"]:
                 whole = orjson.loads(await answer.read())
+                if trace is not None:
+                    trace.told(self.spec, request.id, final=True)
                 yield _reply(self.spec, request, whole["choices"][0]["text"], final=True)
                 return
             async for text, done in _deltas(answer):
+                if trace is not None:
+                    trace.told(self.spec, request.id, final=done)
                 yield _reply(self.spec, request, text, final=done)
 
     def room(self, size: int, before: int) -> Block | None:

@@ -104,6 +104,7 @@ class InferenceService(Management):
         """All answers, each marked with whether it is the last one."""
         size = request.ByteSize()
         trace = self._trace(parent)
+        sent = False
         self._budget.take(size)
         try:
             seconds = self._seconds(request.model_name, timeout)
@@ -117,9 +118,14 @@ class InferenceService(Management):
                     continue
                 message = codec.encode(self._ranked(reply, wanted), wanted.places, regions)
                 message.parameters["triton_final_response"].bool_param = reply.final
-                if trace is not None:
+                if trace is not None and not sent:
+                    sent = True
                     trace.mark("GRPC_SEND_START")
                 yield message
+        except ServeError as error:
+            if trace is not None:
+                self._failed(trace, request.model_name, request.model_version, error)
+            raise
         finally:
             self._budget.give(size)
         if trace is not None:
@@ -142,6 +148,10 @@ class InferenceService(Management):
     def _keep(self, trace: Trace) -> None:
         """The answer is with what carries it, which sends it by and by."""
         trace.mark("GRPC_SEND_END")
+        self.gateway.tracer.keep(trace)
+
+    def _failed(self, trace: Trace, model: str, version: str, error: BaseException) -> None:
+        trace.failed(model, version, str(error))
         self.gateway.tracer.keep(trace)
 
     def _seconds(self, model: str, timeout: float | None) -> float:
@@ -226,8 +236,7 @@ class _Call:
 
     def _failed(self, error: BaseException) -> None:
         if self._trace is not None:
-            self._trace.failed(*self._named, str(error))
-            self._service.gateway.tracer.keep(self._trace)
+            self._service._failed(self._trace, *self._named, error)
 
     def _end(self) -> None:
         self._service._budget.give(self._size)

@@ -13,6 +13,8 @@ from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http.answer import Answer, Headers, Receive, Scope, Send, Watch
 from ds_serve.gateway.http.body import read_body
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
+from ds_serve.spans import parent_of
+from ds_serve.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ class Framed(ABC):
     async def answer(
         self, scope: Scope, headers: dict[bytes, bytes], body: bytes, out: Out
     ) -> None:
-        """Answer to `out`. Raises the errors of ds_engines.errors."""
+        """Answer to `out`, and say in its trace which model it is. Raises the errors of
+        ds_engines.errors.
+        """
 
     @abstractmethod
     def refusal(self, error: ServeError) -> Answer:
@@ -40,6 +44,9 @@ class Framed(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         out = Out(send, self._ids.of(headers.get(HEADER)), closing=self._gateway.draining)
+        tracer = self._gateway.tracer
+        if tracer.on:
+            out.trace = tracer.begin("HTTP_RECV_START", parent_of(headers))
         try:
             await self._run(scope, headers, receive, out)
         except Cancelled:
@@ -49,12 +56,19 @@ class Framed(ABC):
             answer = self.refusal(error)
             _log(error, answer.status, scope["path"], out)
             await out.fail(answer)
+            if out.trace is not None:
+                out.trace.failed(out.trace.model, out.trace.version, str(error))
+        if out.trace is not None:
+            out.trace.mark("HTTP_SEND_END")
+            tracer.keep(out.trace)
         metrics.gateway_responses.labels("http", str(out.status)).inc()
 
     async def _run(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, out: Out
     ) -> None:
         body = await read_body(headers, receive, self._budget)
+        if out.trace is not None:
+            out.trace.mark("HTTP_RECV_END")
         watch = Watch(receive)
         try:
             await self.answer(scope, headers, body, out)
@@ -76,13 +90,14 @@ class Out:
     """The client's side of one answer: started or not, whole or broken off.
 
     `status` is that of the answer, or of the error that ended it. `has_events` must be right before
-    the answer starts.
+    the answer starts. `trace`: of the request, where its turn has come.
     """
 
     def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
         self.request_id = request_id
         self.status = 200
         self.has_events = False
+        self.trace: Trace | None = None
         self._send = send
         self._started = False
         self._extra = [(HEADER, request_id)]
@@ -90,18 +105,22 @@ class Out:
             self._extra.append((b"connection", b"close"))
 
     async def whole(self, answer: Answer) -> None:
-        self._started = True
-        self.status = answer.status
+        self._begin(answer.status)
         await answer.send(self._send, self._extra)
 
     async def start(self, status: int, headers: Headers) -> None:
         """Nothing happens the second time."""
         if self._started:
             return
-        self._started = True
-        self.status = status
+        self._begin(status)
         headers = headers + self._extra
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _begin(self, status: int) -> None:
+        self._started = True
+        self.status = status
+        if self.trace is not None:
+            self.trace.mark("HTTP_SEND_START")
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

@@ -28,11 +28,14 @@ class GenerateRoute(Framed):
     ) -> None:
         match = PATH.fullmatch(scope["path"])
         assert match is not None, "the application has matched the path"
+        if out.trace is not None:
+            out.trace.model, out.trace.version = match[1], match[2] or ""
         spec = self._gateway.spec(match[1], match[2] or "")
         seconds = header_timeout(headers, self._gateway.seconds(spec.name))
         as_events = match[3] == "generate_stream"
         request = generate_codec.decode(spec, body, seconds, stream=as_events)
         request.partition = caller_of(scope).name
+        request.trace = out.trace
         if as_events:
             await self._stream(request, out)
         else:

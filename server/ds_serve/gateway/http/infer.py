@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ds_engines.errors import Cancelled, EngineFailure, ServeError
-from ds_serve import metrics, spans
+from ds_serve import metrics
 from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
@@ -22,6 +22,7 @@ from ds_serve.gateway.http.request_ids import HEADER, RequestIds
 from ds_serve.gateway.requests import Abandon, Done, InferReply, resolve
 from ds_serve.security.asgi import caller_of
 from ds_serve.security.guard import Caller, Guard
+from ds_serve.spans import parent_of
 from ds_serve.transport.arena import Block
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 Headers = dict[bytes, bytes]
-PARENT = spans.PARENT.encode()
 
 
 class InferRoute:
@@ -108,7 +108,7 @@ class Call:
         self._done: Callable[[Answer], None] = _nobody
         self._wanted = kserve_codec.ALL_JSON
         tracer = route.gateway.tracer
-        self._trace = tracer.begin("HTTP_RECV_START", _parent(headers)) if tracer.on else None
+        self._trace = tracer.begin("HTTP_RECV_START", parent_of(headers)) if tracer.on else None
         route.in_flight.add(1)
 
     @property
@@ -252,11 +252,6 @@ class Call:
                 self._block = None
             self._route.budget.give(self._size)
             self._route.in_flight.add(-1)
-
-
-def _parent(headers: Headers) -> str:
-    """The caller's span, as W3C's header names it."""
-    return headers.get(PARENT, b"").decode("latin-1")
 
 
 async def _read(call: Call, receive: Receive) -> Answer | None:

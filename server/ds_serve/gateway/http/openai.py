@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ds_engines.errors import InvalidRequest, NotFound, ServeError
+from ds_engines.spec import ModelSpec
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer, Scope
 from ds_serve.gateway.http.frame import EVENT_END, Framed, Out
@@ -17,7 +18,7 @@ from ds_serve.security.asgi import caller_of
 if TYPE_CHECKING:
     import aiohttp
 
-PASSED_ON = (b"accept", b"content-type")
+PASSED_ON = (b"accept", b"content-type", b"traceparent", b"tracestate")
 PASSED_BACK = ("content-type", "content-length", "retry-after", "cache-control", "allow")
 
 
@@ -28,6 +29,8 @@ class OpenAIRoutes(Framed):
         self, scope: Scope, headers: dict[bytes, bytes], body: bytes, out: Out
     ) -> None:
         model = _model(body)
+        if out.trace is not None:
+            out.trace.model = model
         caller_of(scope).require(model)
         backend = self._gateway.text(model)
         passed = {
@@ -36,8 +39,11 @@ class OpenAIRoutes(Framed):
         timeout = header_timeout(headers, self._gateway.limits.text_timeout)
         passed["x-request-id"] = out.request_id.decode()
         passed["x-request-timeout"] = f"{timeout:g}"
+        if out.trace is not None:
+            passed |= out.trace.passed_on()
+            out.trace.mark("REQUEST_START")
         async with backend.forward(scope["method"], scope["path"], body, passed) as answer:
-            await _copy(answer, out)
+            await _copy(answer, out, backend.spec)
 
     def refusal(self, error: ServeError) -> Answer:
         if isinstance(error, NotFound):
@@ -45,7 +51,7 @@ class OpenAIRoutes(Framed):
         return errors.openai(error)
 
 
-async def _copy(answer: aiohttp.ClientResponse, out: Out) -> None:
+async def _copy(answer: aiohttp.ClientResponse, out: Out, spec: ModelSpec) -> None:
     headers = [
         (name.encode(), answer.headers[name].encode("latin-1"))
         for name in PASSED_BACK
@@ -54,10 +60,17 @@ async def _copy(answer: aiohttp.ClientResponse, out: Out) -> None:
     out.has_events = answer.content_type == "text/event-stream"
     pieces = _events if out.has_events else _pieces
     async for piece in pieces(answer.content):
+        if out.trace is not None:
+            out.trace.told(spec, out.request_id.decode(), final=False)
         # The first bytes are awaited before the status is passed on, so that a worker which dies
         # before them is still answered with a status that says so.
         await out.start(answer.status, headers)
         await out.write(piece)
+    if out.trace is not None:
+        out.trace.told(spec, out.request_id.decode(), final=True)
+        if answer.status >= 400:
+            said = f"the model's worker answered {answer.status}"
+            out.trace.failed(spec.name, spec.version, said)
     await out.start(answer.status, headers)
     await out.end()
 
