@@ -55,6 +55,11 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
             "can be quantized"
         )
     known: onnx.ModelProto = shape_inference.infer_shapes(proto, data_prop=True)
+    # Exporters tell the shapes of weights there too, which a quantizer that transposes them keeps.
+    weights = graph.weights(known.graph)
+    told = [value for value in known.graph.value_info if value.name not in weights]
+    del known.graph.value_info[:]
+    known.graph.value_info.extend(told)
     return known
 
 
