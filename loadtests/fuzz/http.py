@@ -85,14 +85,15 @@ def fuzz(
     ]  # fmt: skip
     with ExitStack() as stack:
         printed = stack.enter_context((folder / "schemathesis.log").open("w+"))
-        environment = os.environ | {hooks.COUNTS_FILE: str(counts)}
+        root = str(Path(__file__).parents[2])
+        environment = os.environ | {hooks.COUNTS_FILE: str(counts), "PYTHONPATH": root}
         process = stack.enter_context(
             subprocess.Popen(
                 list(map(str, command)),
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                cwd=Path(__file__).parents[2],
+                cwd=folder,
             )
         )
         stack.callback(process.kill)

@@ -112,7 +112,7 @@ async def test_magika_names_many_files_in_one_request(
     np.testing.assert_array_equal(scores, scores_of(rows))
 
 
-@pytest.mark.parametrize("kind", ["grpc-aio", "http-aio"])
+@pytest.mark.parametrize("kind", ["grpc-aio", pytest.param("http-aio", marks=pytest.mark.slow)])
 async def test_magika_names_files_of_64_clients_in_batches(
     server: Server, kind: str, magika: Magika, files: dict[str, bytes]
 ) -> None:
@@ -201,7 +201,7 @@ async def test_vad_needs_its_state(client: Client) -> None:
     assert carried[7] != forgotten[0]
 
 
-@pytest.mark.parametrize("kind", ["grpc-aio", "http-aio"])
+@pytest.mark.parametrize("kind", ["grpc-aio", pytest.param("http-aio", marks=pytest.mark.slow)])
 async def test_vad_hears_32_voices_at_once_as_it_hears_each_alone(
     server: Server, kind: str
 ) -> None:

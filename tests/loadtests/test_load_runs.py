@@ -171,6 +171,7 @@ def test_chat_reports_first_token_and_gaps_as_statistics(tmp_path: Path) -> None
         assert f'"name": "{entry}"' in page
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_fails_the_run() -> None:
     (port,) = map(str, free_ports(1))
     done = load("mlp", *MODEST, "--rate", "20", "--server", "127.0.0.1", "--http-port", port)
@@ -205,6 +206,7 @@ def test_a_run_that_is_ended_leaves_no_process_behind() -> None:
     assert alive == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

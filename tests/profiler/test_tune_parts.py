@@ -200,6 +200,7 @@ def test_what_falls_far_behind_is_given_up(tmp_path: Path) -> None:
     assert [candidate for _, candidate, score in machine.told if score is None] == given_up
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     file = tmp_path / "tune.db"
     first = Machine(fail_at=5)
