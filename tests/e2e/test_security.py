@@ -11,10 +11,12 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import grpc
 import httpx2
 import numpy as np
 import pytest
 import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx_models import mlp, slow
 from serving import Server, until
 from slow_requests import SECOND
@@ -94,6 +96,40 @@ def test_every_route_but_health_asks_for_a_key(server, keys):
                 client._call(name, method.request())
         with pytest.raises(Unauthenticated, match="a key is needed"):
             list(client.stream("mlp", [X]))
+
+
+def health_of(server, model, *keys):
+    """The status, or how the call is refused."""
+    metadata = [("authorization", f"Bearer {key}") for key in keys]
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=model)
+        try:
+            return stub.Check(request, metadata=metadata, timeout=20).status
+        except grpc.RpcError as error:
+            return error.code()
+
+
+def test_the_health_of_one_model_is_told_to_those_who_may_use_it(server, keys):
+    assert health_of(server, "") == health_pb2.HealthCheckResponse.SERVING
+    for model in ("mlp", "none"):
+        assert health_of(server, model) is grpc.StatusCode.UNAUTHENTICATED
+    assert health_of(server, "mlp", keys["user"]) == health_pb2.HealthCheckResponse.SERVING
+    assert health_of(server, "slow", keys["user"]) is grpc.StatusCode.PERMISSION_DENIED
+    assert health_of(server, "none", keys["admin"]) is grpc.StatusCode.NOT_FOUND
+
+
+def test_what_is_not_ready_is_named_to_nobody(keys, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(mlp(tmp_path / "mlp.onnx").read_bytes()[:-100])
+    for name in ("a", "b"):
+        (tmp_path / "models" / name / "1").mkdir(parents=True)
+    mlp(tmp_path / "models/a/1/model.onnx")
+    (tmp_path / "models/b/1/model.onnx").write_bytes((tmp_path / "broken.onnx").read_bytes())
+    flags = ["--model-repository", tmp_path / "models"]
+    for more, told in ([], ["b"]), (["--api-keys", keys["file"]], []):
+        with Server(*flags, *more) as server:
+            answer = httpx2.get(f"{server.http}/health/ready")
+            assert (answer.status_code, list(answer.json()["models"])) == (503, told)
 
 
 def test_a_key_is_good_for_its_models(server, keys):

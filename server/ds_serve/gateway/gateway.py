@@ -19,7 +19,7 @@ from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.gateway.whole import WholeBackend
-from ds_serve.security.guard import Caller
+from ds_serve.security.guard import ANYBODY, Caller
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
@@ -94,12 +94,12 @@ class Gateway:
         """Addresses of workers that answer their last requests and get no more."""
         return list(self._leaving)
 
-    def unready(self) -> dict[str, str]:
-        """Name and state of each model that should answer and does not."""
+    def unready(self, caller: Caller = ANYBODY) -> dict[str, str]:
+        """Name and state of each model that should answer and does not, of the caller's."""
         return {
             _called(state): f"{state.state}: {state.reason}" if state.reason else state.state
             for state in self._states.values()
-            if state.state != READY and state.required
+            if state.state != READY and state.required and caller.allows(state.name)
         }
 
     def tune(self, tuning: Tuning) -> None:

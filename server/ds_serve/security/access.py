@@ -47,9 +47,6 @@ _RPCS: dict[str, tuple[Kind | None, str]] = {
 }
 """A method of the inference service, and the field of its request that names the model."""
 
-OPEN_SERVICES = ("grpc.health.v1.Health",)
-"""gRPC services that need no key; all others do."""
-
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?"
 _REPOSITORY = r"/v2/repository(?:/[^/]+)?"
 _PATHS: list[tuple[str, Kind | None]] = [

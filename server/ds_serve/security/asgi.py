@@ -42,7 +42,7 @@ class Guarded:
     def _let_in(self, scope: Scope) -> Caller:
         access = of_http(scope["method"], scope["path"], self._open_metrics)
         if access.kind is None:
-            return ANYBODY
+            return self._guard.stranger
         given = next((value for name, value in scope["headers"] if name == AUTHORIZATION), None)
         return self._guard.check(given, access.model, access.kind)
 

@@ -84,6 +84,9 @@ class Caller:
 ANYBODY = Caller()
 """Where nobody is asked for a key."""
 
+STRANGER = Caller(Key("", b"", models=()))
+"""Who was not asked for one, where others are: no model is shown to it."""
+
 
 class Identity(Protocol):
     """Who is at the other end of a stream; each of its requests is checked by itself."""
@@ -93,7 +96,11 @@ class Identity(Protocol):
 
 
 class Guard(Protocol):
-    """`authorization` is the header of that name, None where there is none."""
+    """`authorization` is the header of that name, None where there is none. `stranger` is whoever
+    asks for what needs no key.
+    """
+
+    stranger: Caller
 
     def check(self, authorization: bytes | str | None, model: str, kind: Kind) -> Caller:
         """`model` is "" where the request is about none. Raises Unauthenticated, Forbidden and
@@ -106,6 +113,8 @@ class Guard(Protocol):
 
 class KeyGuard:
     """Lets in who has a key."""
+
+    stranger = STRANGER
 
     def __init__(self, file: Path, folder: Path) -> None:
         """`folder` is the server's run folder, which its gateways share. Raises ConfigError."""
@@ -154,6 +163,8 @@ class OpenGuard:
     """Without keys everybody is let in, and may change which models there are where `control`
     says so.
     """
+
+    stranger = ANYBODY
 
     def __init__(self, control: bool = False) -> None:
         self._control = control

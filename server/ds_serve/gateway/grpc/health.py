@@ -21,6 +21,11 @@ LOOK_SECONDS = 0.25
 Status = health_pb2.HealthCheckResponse
 
 
+def model_in(request: health_pb2.HealthCheckRequest) -> str:
+    """The model that is asked for; "" for the server itself."""
+    return "" if request.service in WHOLE else request.service
+
+
 class Health:
     """The service's two methods."""
 

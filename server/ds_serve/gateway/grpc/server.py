@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,12 +27,12 @@ from ds_serve import metrics
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import envoy, reflection
 from ds_serve.gateway.grpc.errors import refusal
-from ds_serve.gateway.grpc.health import HEALTH, Health
+from ds_serve.gateway.grpc.health import HEALTH, Health, model_in
 from ds_serve.gateway.grpc.quick import QuickServer, given_id
 from ds_serve.gateway.grpc.service import InferenceService
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
-from ds_serve.security.guard import ANYBODY, Guard, Identity
-from ds_serve.security.rpc import let_in, let_in_stream, shown
+from ds_serve.security.guard import Caller, Guard, Identity
+from ds_serve.security.rpc import Metadata, let_in, let_in_health, let_in_stream, shown
 from ds_serve.security.tls import TLS, grpc_credentials
 from ds_serve.spans import parent_in
 
@@ -89,20 +90,28 @@ def services(service: InferenceService, ids: RequestIds) -> dict[str, Methods]:
     """Every service of the port by its name, and its methods by theirs."""
     return {
         SERVICE: {name: _handler(service, name, ids) for name in METHODS},
-        HEALTH: _health(service.gateway, ids),
+        HEALTH: _health(service.gateway, service.guard, ids),
         reflection.V1: _reflection(service.guard, ids),
         reflection.ALPHA: _reflection(service.guard, ids),
     }
 
 
-def _health(gateway: Gateway, ids: RequestIds) -> Methods:
+def _health(gateway: Gateway, guard: Guard, ids: RequestIds) -> Methods:
     health = Health(gateway)
     read, write = _reader(HealthCheckRequest), HealthCheckResponse.SerializeToString
-    check = _unary(health.check, "Check", ids)
+
+    def enter(request: Any, metadata: Metadata) -> Caller:
+        return let_in_health(guard, model_in(request), metadata)
+
+    check = _unary(health.check, "Check", ids, enter)
 
     async def watch(request: Any, context: Context) -> AsyncIterator[Any]:
-        if isinstance(request, ServeError):
-            await _abort(context, "Watch", ids, request)
+        try:
+            if isinstance(request, ServeError):
+                raise request
+            enter(request, context.invocation_metadata())
+        except ServeError as error:
+            await _abort(context, "Watch", ids, error)
         async for reply in health.watch(request):
             yield reply
 
@@ -134,7 +143,7 @@ def _handler(
     if method.server_streaming:
         stream = _stream(call, name, ids, service.guard)
         return grpc.stream_stream_rpc_method_handler(stream, read, write)
-    unary = _unary(call, name, ids, service.guard)
+    unary = _unary(call, name, ids, partial(let_in, service.guard, name))
     return grpc.unary_unary_rpc_method_handler(unary, read, write)
 
 
@@ -153,9 +162,12 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
 
 
 def _unary(
-    call: Callable[..., Awaitable[Any]], name: str, ids: RequestIds, guard: Guard | None = None
+    call: Callable[..., Awaitable[Any]],
+    name: str,
+    ids: RequestIds,
+    enter: Callable[[Any, Metadata], Caller],
 ) -> Callable[[Any, Context], Awaitable[Any]]:
-    """Without `guard` everybody is let in."""
+    """`enter` lets the caller in, or raises what refuses it."""
     timed = name in WITH_DEADLINE
     succeeded = metrics.gateway_responses.labels("grpc", "OK")
 
@@ -163,10 +175,7 @@ def _unary(
         try:
             if isinstance(request, ServeError):
                 raise request
-            caller = ANYBODY
-            if guard is not None:
-                caller = let_in(guard, name, request, context.invocation_metadata())
-            with caller:
+            with enter(request, context.invocation_metadata()) as caller:
                 if timed:
                     left = context.time_remaining()
                     reply = await call(

@@ -16,6 +16,7 @@ from ds_serve.gateway.gateway import READY, Gateway
 from ds_serve.gateway.http import compression, control, errors, kserve
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.security.asgi import caller_of
+from ds_serve.security.guard import Caller
 from ds_serve.transport.messages import ModelState
 
 STARTED = int(time.time())
@@ -75,13 +76,15 @@ def _health(app: FastAPI, gateway: Gateway) -> None:
         return {"status": "live"}
 
     @app.get("/health/ready", tags=["health"])
-    async def ready() -> JSONResponse:
-        """200 while every model answers; otherwise 503 and what each one waits for."""
-        return _ready(gateway)
+    async def ready(request: Request) -> JSONResponse:
+        """200 while every model answers; otherwise 503 and, without API keys, what each one waits
+        for.
+        """
+        return _ready(gateway, caller_of(request.scope))
 
     @app.get("/health", tags=["health"], include_in_schema=False)
-    async def health() -> JSONResponse:
-        return _ready(gateway)
+    async def health(request: Request) -> JSONResponse:
+        return _ready(gateway, caller_of(request.scope))
 
     _metrics(app, gateway)
 
@@ -104,11 +107,12 @@ def _metrics(app: FastAPI, gateway: Gateway) -> None:
         return _response(compression.packed(answer, coding) if coding else answer)
 
 
-def _ready(gateway: Gateway) -> JSONResponse:
+def _ready(gateway: Gateway, caller: Caller) -> JSONResponse:
     if gateway.ready:
         return JSONResponse({"status": "ready"})
     status = "draining" if gateway.draining else "not ready"
-    return JSONResponse({"status": status, "models": gateway.unready()}, 503, {"Retry-After": "1"})
+    said = {"status": status, "models": gateway.unready(caller)}
+    return JSONResponse(said, 503, {"Retry-After": "1"})
 
 
 def _openai(app: FastAPI, gateway: Gateway) -> None:
