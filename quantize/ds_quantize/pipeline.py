@@ -261,7 +261,7 @@ def _imported(load: Callable[[], Any], extra: str, what: str) -> Any:
 
 def _digests(files: tuple[str, ...]) -> list[str]:
     try:
-        return [sources.digest_of([Path(file).expanduser()]) for file in files]
+        return [sources.digest_of_path(Path(file).expanduser()) for file in files]
     except OSError as error:
         raise QuantizeError(f"{error.filename} cannot be read: {error.strerror}") from None
 

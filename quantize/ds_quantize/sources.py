@@ -75,6 +75,19 @@ def digest_of(files: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
+def digest_of_path(path: Path) -> str:
+    """A SHA-256 over a file, with those that hold its tensors, or over all files of a folder."""
+    if path.is_dir():
+        return _digest_of_folder(path)
+    return digest_of(onnx_files(path) if path.suffix == ".onnx" and is_onnx(path) else [path])
+
+
+def _digest_of_folder(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names = "\n".join(str(file.relative_to(path)) for file in files)
+    return hashlib.sha256(f"{names}\n{digest_of(files)}".encode()).hexdigest()
+
+
 def _onnx(function: str) -> Any:
     try:
         return getattr(import_module("ds_quantize.onnx_files"), function)
@@ -93,10 +106,7 @@ def _torch(function: str, said: str, calibration: Data | None, seed: int) -> Sou
 
 def _folder(said: str, path: Path) -> Source:
     if (path / "config.json").is_file():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        names = "\n".join(str(file.relative_to(path)) for file in files)
-        digest = hashlib.sha256(f"{names}\n{digest_of(files)}".encode()).hexdigest()
-        return Source(said, FolderModel(path), digest)
+        return Source(said, FolderModel(path), _digest_of_folder(path))
     found = model_in(path)
     if found is None:
         raise SourceError(f"the folder {path} holds no config.json and no model.onnx; {WANTED}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ds_quantize import methods, recipe
+from ds_quantize.cli import main
 from ds_quantize.errors import RecipeError
 from ds_quantize.methods.onnx import Int8Static
 
@@ -91,6 +92,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         recipe.load(str(tmp_path / "model.onnx"))
 
 
+def test_recipes_and_methods_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == main(["methods"]) == 0
+    said = capsys.readouterr().out
+    for name in (*recipe.names(), *methods.METHODS):
+        assert f" {name} " in said
+    for name in recipe.names():
+        assert main(["recipes", name]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{name}: ")
+        assert "\ngate: max_accuracy_drop: " in said
+    assert main(["methods", "int9"]) == 1
+    assert "no method is called 'int9'" in capsys.readouterr().err
+
+
 def test_every_shipped_recipe_is_valid_and_says_what_it_does() -> None:
     for name in recipe.names():
         made = recipe.load(name)
@@ -99,10 +114,14 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_does() -> None:
         assert made.gate.max_accuracy_drop is not None or made.metric
 
 
-def test_every_method_says_what_it_does_and_can_be_made_from_nothing() -> None:
+def test_every_method_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     for name, method in methods.METHODS.items():
         assert methods.summary(method)
-        assert method().name == name
+        assert main(["methods", name]) == 0
+        said = capsys.readouterr().out
+        assert methods.summary(method) in said
+        for field in method.__struct_fields__:
+            assert f"\n  {field}: " in said
         module, _, function = method.handler.partition(":")
         assert module.startswith("ds_quantize.")
         assert function

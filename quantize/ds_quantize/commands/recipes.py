@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -47,9 +48,9 @@ def show_methods(arguments: argparse.Namespace) -> int:
     _say(console, inspect.cleandoc(method.__doc__ or ""))
     _say(console, f"on: {method.takes} -> {method.gives}")
     _say(console, f'library: pip install "ds-serve[{method.extra}]"')
-    for field, value in msgspec.to_builtins(method()).items():
-        if field != "method":
-            _say(console, f"  {text.settings({field: value})}")
+    for field in msgspec.structs.fields(method):
+        default = "must be given" if field.required else msgspec.to_builtins(_default(field))
+        _say(console, f"  {text.settings({field.name: default})}")
     return 0
 
 
@@ -64,6 +65,11 @@ def _explain(recipe: Recipe, console: Console) -> None:
     _say(console, f"gate: {text.settings(msgspec.to_builtins(recipe.gate)) or 'no limits'}")
     if needs := _needs(recipe.steps):
         _say(console, f"needs: {', '.join(needs)}")
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    made = field.default_factory
+    return field.default if made is msgspec.NODEFAULT else made()
 
 
 def _needs(steps: Iterable[Method | type[Method]]) -> list[str]:
