@@ -132,3 +132,35 @@ def test_an_address_that_is_none(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "--otlp-endpoint localhost:4318: it must be an address" in done.stderr
+
+
+def test_a_server_of_grpcios_and_a_stream_that_is_older_than_the_tracing(
+    collector: Collector, tmp_path: Path
+) -> None:
+    """Without tracing nobody looks whose span a call belongs to; a stream's is known later too."""
+    model = onnx_models.mlp(tmp_path / "mlp.onnx")
+    flags = ["--otlp-endpoint", collector.address, "--grpc-server", "grpcio"]
+    tensor = triton_grpc.InferInput("x", [1, 64], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 64), np.float32))
+    headers = {"traceparent": PARENT}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        server = Server("--model", model, *flags, "--trace-rate", "1000000")
+        with server, triton_grpc.InferenceServerClient(server.grpc) as client:
+            answered = threading.Semaphore(0)
+            client.update_trace_settings(settings={"trace_level": ["OFF"]})
+            client.start_stream(lambda result, error: answered.release(), headers=headers)
+            client.infer("mlp", [tensor], request_id="before", headers=headers)
+            client.async_stream_infer("mlp", [tensor], request_id="stream-before")
+            assert answered.acquire(timeout=30)
+            client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]})
+            client.infer("mlp", [tensor], request_id="later", headers=headers)
+            client.async_stream_infer("mlp", [tensor], request_id="stream-later")
+            assert answered.acquire(timeout=30)
+            client.stop_stream()
+            for name in ("later", "stream-later"):
+                until(lambda name=name: bool(collector.roots(id=name)), "no span came", 10)
+                (root,) = collector.roots(id=name)
+                assert root.parent_span_id.hex() == PARENT.split("-")[2]
+    for name in ("before", "stream-before"):
+        assert collector.roots(id=name) == []

@@ -35,11 +35,13 @@ from ds_serve.security.guard import Caller, Guard, Identity
 from ds_serve.security.rpc import Metadata, let_in, let_in_health, let_in_stream, shown
 from ds_serve.security.tls import TLS, grpc_credentials
 from ds_serve.spans import parent_in
+from ds_serve.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
 ID = HEADER.decode()
-WITH_DEADLINE = ("ModelInfer", "ModelStreamInfer")
+INFER = "ModelInfer"
+"""The one unary method that is told of its caller's deadline and span."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Methods = dict[str, Any]
@@ -143,7 +145,8 @@ def _handler(
     if method.server_streaming:
         stream = _stream(call, name, ids, service.guard)
         return grpc.stream_stream_rpc_method_handler(stream, read, write)
-    unary = _unary(call, name, ids, partial(let_in, service.guard, name))
+    tracer = service.gateway.tracer if name == INFER else None
+    unary = _unary(call, name, ids, partial(let_in, service.guard, name), tracer)
     return grpc.unary_unary_rpc_method_handler(unary, read, write)
 
 
@@ -166,9 +169,11 @@ def _unary(
     name: str,
     ids: RequestIds,
     enter: Callable[[Any, Metadata], Caller],
+    tracer: Tracer | None = None,
 ) -> Callable[[Any, Context], Awaitable[Any]]:
-    """`enter` lets the caller in, or raises what refuses it."""
-    timed = name in WITH_DEADLINE
+    """`enter` lets the caller in, or raises what refuses it. With `tracer` the method is told the
+    caller's deadline and, while requests are traced, its span.
+    """
     succeeded = metrics.gateway_responses.labels("grpc", "OK")
 
     async def answer(request: Any, context: Context) -> Any:
@@ -176,13 +181,11 @@ def _unary(
             if isinstance(request, ServeError):
                 raise request
             with enter(request, context.invocation_metadata()) as caller:
-                if timed:
-                    left = context.time_remaining()
-                    reply = await call(
-                        request, left, parent_in(context.invocation_metadata() or ()), caller
-                    )
-                else:
+                if tracer is None:
                     reply = shown(caller, await call(request))
+                else:
+                    parent = parent_in(context.invocation_metadata() or ()) if tracer.on else ""
+                    reply = await call(request, context.time_remaining(), parent, caller)
         except ServeError as error:
             await _abort(context, name, ids, error)
         except Exception:
@@ -206,6 +209,7 @@ def _stream(
         except ServeError as error:
             await _abort(context, name, ids, error)
         unread: list[ServeError] = []
+        # Always: requests of this stream may be traced later.
         left, parent = context.time_remaining(), parent_in(context.invocation_metadata() or ())
         async for reply in call(_readable(requests, unread), left, parent, identity):
             yield reply
