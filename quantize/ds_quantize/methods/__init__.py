@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
-from typing import Any
 
 from ds_quantize.method import Method
 
@@ -33,10 +32,5 @@ METHODS: dict[str, type[Method]] = _all()
 
 
 def summary(method: type[Method]) -> str:
-    """What it does, in one line."""
-    return (method.__doc__ or "").strip().partition("\n")[0]
-
-
-def name_of(method: Method | type[Method]) -> Any:
-    """The word that recipes use for it."""
-    return method.__struct_config__.tag
+    """What it does: the first paragraph of its docstring, in one line."""
+    return " ".join((method.__doc__ or "").strip().partition("\n\n")[0].split())
