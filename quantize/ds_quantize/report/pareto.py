@@ -71,14 +71,20 @@ def _panel(axis: Axes, found: Sequence[Tried], chosen: str, gain: str, label: st
         color = AFTER if each["passed"] else BAD
         marker = "*" if each["recipe"] == chosen else "o"
         axis.plot([each[gain]], [each["drop"]], marker, color=color, ms=13 if marker == "*" else 7)
-        axis.annotate(
-            each["recipe"], (each[gain], each["drop"]), (6, 6), textcoords="offset points",
-            fontsize=8.5,
-        )  # fmt: skip
-    original = 1.0
-    axis.plot([original], [0], "o", color=BEFORE, ms=7)
-    axis.annotate("original", (original, 0), (6, -12), textcoords="offset points", fontsize=8.5)
+    axis.plot([1.0], [0], "o", color=BEFORE, ms=7)
+    for (across, up), names in _names(found, gain).items():
+        axis.annotate(names, (across, up), (6, 6), textcoords="offset points", fontsize=8.5)
+    axis.annotate("original", (1.0, 0), (6, -12), textcoords="offset points", fontsize=8.5)
     axis.set_xlabel(label)
-    axis.set_title("drop of the metric; star: chosen, red: not passed")
+    axis.set_title("drop of the metric; star: chosen")
     axis.grid(color=GRID)
     axis.margins(0.18)
+
+
+def _names(found: Sequence[Tried], gain: str) -> dict[tuple[float, float], str]:
+    """Those that lie on one another share a label."""
+    names: dict[tuple[float, float], str] = {}
+    for each in found:
+        place = (round(each[gain], 2), round(each["drop"], 4))
+        names[place] = f"{names[place]}, {each['recipe']}" if place in names else each["recipe"]
+    return names
