@@ -104,7 +104,7 @@ class Leases:
 
     def make(self, target: Target, inputs: Inputs, id: str) -> Lease:
         """Raises InvalidRequest for an input or a parameter that cannot be sent."""
-        arrays = {name: found for name, value in inputs.items() if (found := numbers(value))}
+        arrays = {name: found for name, value in inputs.items() if (found := numbers(name, value))}
         large = {name: each for name, each in arrays.items() if each[1].nbytes >= SMALLEST}
         answers, names = self._answers(target, [array for _, array in arrays.values()])
         places, size = _layout([*(each[1].nbytes for each in large.values()), *answers.values()])

@@ -61,11 +61,11 @@ def bfloat16(values: ArrayLike) -> Tensor:
 def encode(name: str, value: ArrayLike | Tensor) -> Tensor:
     """The raw form of an input. Text and bytes become BYTES; an ml_dtypes bfloat16 array BF16.
 
-    Raises InvalidRequest for a dtype that the protocol has no datatype for.
+    Raises InvalidRequest for what is no array, or of a dtype that the protocol has no datatype for.
     """
     if isinstance(value, Tensor):
         return value
-    array = np.asarray(value)
+    array = _array(name, value)
     if array.dtype.kind in "OSU":
         elements = [_as_bytes(name, element) for element in array.reshape(-1).tolist()]
         return Tensor("BYTES", array.shape, _pack(elements))
@@ -77,13 +77,20 @@ def encode(name: str, value: ArrayLike | Tensor) -> Tensor:
     return Tensor(datatype, array.shape, array.astype(_DTYPES[datatype], copy=False).tobytes())
 
 
-def numbers(value: ArrayLike | Tensor) -> tuple[str, Array] | None:
+def _array(name: str, value: ArrayLike) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InvalidRequest(f"input {name!r} is no array: {error}") from None
+
+
+def numbers(name: str, value: ArrayLike | Tensor) -> tuple[str, Array] | None:
     """The datatype of an input, and the array whose elements are its raw form as they are; None
-    where it has none, or cannot be sent.
+    where it has none, or cannot be sent. Raises InvalidRequest for what is no array.
     """
     if isinstance(value, Tensor):
         return None
-    array = np.asarray(value)
+    array = _array(name, value)
     if array.dtype.name == "bfloat16":
         return "BF16", array
     datatype = _NAMES.get(array.dtype.newbyteorder("="))

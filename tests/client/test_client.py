@@ -127,6 +127,7 @@ def test_a_timeout_is_the_calls_own_or_the_clients(connect):
     [
         ({"x": np.zeros(1, np.complex64)}, {}, "input 'x': numpy's complex64 cannot be sent"),
         ({"x": np.array([1.5, None])}, {}, "input 'x': a float in an array of objects"),
+        ({"x": [[1.0, 2.0], [3.0]]}, {}, "input 'x' is no array"),
         ({"x": X}, {"p": None}, "parameter 'p' is a NoneType"),
         ({"x": X}, {"p": 2**64}, "parameter 'p': "),
     ],
