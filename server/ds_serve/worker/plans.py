@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ds_engines.base import BatchEngine
 from ds_engines.spec import ModelSpec
@@ -43,56 +43,33 @@ class Plan(Protocol):
 
 
 class Plain:
-    """Requests run as they come."""
+    """Requests run as they come, out of a Queue."""
 
-    def __init__(self, engine: BatchEngine) -> None:
+    def __init__(self, engine: BatchEngine, queue: WorkerQueue) -> None:
         self._spec = engine.spec
-        self.queue = Queue(engine.spec.batch)
+        self.queue: Any = queue
         self.run = BatchRunner(engine).run
 
     def push(self, job: Job) -> None:
         request = job.request
-        self.queue.push(
-            Entry(
-                key=(job.gateway, request.id),
-                lane=lane_of(self._spec, request),
-                rows=request.rows,
-                arrived=request.arrived,
-                deadline=request.deadline,
-                payload=job,
-            )
-        )
+        lane = lane_of(self._spec, request)
+        self.queue.push(Entry(job.key, lane, request.rows, request.arrived, request.deadline, job))
 
     def finished(self, entries: Sequence[Entry]) -> None:
         pass
 
 
-class Prioritized:
-    """Requests run by their priority, and wait no longer than their policy allows."""
-
-    def __init__(self, engine: BatchEngine) -> None:
-        self._spec = engine.spec
-        self.queue = PriorityQueue(engine.spec.batch)
-        self.run = BatchRunner(engine).run
+class Prioritized(Plain):
+    """Requests run by their priority, and wait no longer than their policy allows: out of a
+    PriorityQueue.
+    """
 
     def push(self, job: Job) -> None:
         request = job.request
-        schedule = request.schedule or NOTHING_SAID
-        self.queue.push(
-            Ranked(
-                key=(job.gateway, request.id),
-                lane=lane_of(self._spec, request),
-                rows=request.rows,
-                arrived=request.arrived,
-                deadline=request.deadline,
-                payload=job,
-                priority=schedule.priority,
-                timeout_us=schedule.timeout_us,
-            )
-        )
-
-    def finished(self, entries: Sequence[Entry]) -> None:
-        pass
+        said = request.schedule or NOTHING_SAID
+        lane = lane_of(self._spec, request)
+        about = (job.key, lane, request.rows, request.arrived, request.deadline, job)
+        self.queue.push(Ranked(*about, priority=said.priority, timeout_us=said.timeout_us))
 
 
 NOTHING_SAID = Schedule()
@@ -105,4 +82,6 @@ def plan_of(engine: BatchEngine) -> Plan:
         return Whole(engine)
     if spec.sequence is not None:
         return Sequenced(engine, spec.sequence)
-    return Plain(engine) if spec.batch.plain else Prioritized(engine)
+    if spec.batch.plain:
+        return Plain(engine, Queue(spec.batch))
+    return Prioritized(engine, PriorityQueue(spec.batch))
