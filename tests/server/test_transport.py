@@ -382,3 +382,26 @@ async def test_the_outbox_hands_over_sixteen_at_once_and_what_it_is_told_to() ->
     await asyncio.sleep(0)
     assert [len(each) for each in handed] == [16, 16, 3, 1]
     assert [number for each in handed for number in each] == list(range(36))
+
+
+async def test_the_outbox_hurries_while_messages_come_singly() -> None:
+    handed: list[list[object]] = []
+    outbox = Outbox(handed.append)
+
+    async def turn(*numbers: int) -> list[list[object]]:
+        del handed[:]
+        for number in numbers:
+            outbox.put(number)
+            outbox.hurry()
+        now = list(handed)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return now
+
+    assert await turn(1) == [[1]]
+    assert await turn(2) == [[2]]
+    assert await turn(3, 4) == [[3]]
+    assert await turn(5, 6) == []
+    assert handed == [[5, 6]]
+    assert await turn(7) == []
+    assert await turn(8) == [[8]]

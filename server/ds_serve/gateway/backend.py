@@ -114,7 +114,7 @@ class TensorBackend:
             request.trace.mark("REQUEST_START")
         self._outbox.put(infer)
         if len(self._waiting) == 1:
-            self._outbox.send()  # the worker has nothing else to do
+            self._outbox.hurry()  # the worker has nothing else to do
         if request.deadline < self._due:
             self._wake_at(request.deadline)
         return partial(self._abandon, key)
