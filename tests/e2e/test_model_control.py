@@ -239,6 +239,26 @@ def test_a_reload_that_fails_changes_nothing(explicit: Server, repository: Path)
     assert explicit.ready()
 
 
+def test_the_index_says_why_a_model_is_not_served(explicit: Server, repository: Path) -> None:
+    folder = put(repository, "halved", 1)
+    whole = (folder / "1/model.onnx").read_bytes()
+    (folder / "1/model.onnx").write_bytes(whole[:1000])
+    with client(explicit) as triton:
+        for fault in ("no whole ONNX file", "has no field 'bogus'"):
+            assert fault in refusal(triton.load_model, "halved")
+            state, reason = index(explicit)["halved", ""]
+            assert (state, fault in reason) == ("UNAVAILABLE", True)
+            (folder / "config.pbtxt").write_text("bogus: 1")
+        assert "no model repository has" in refusal(triton.load_model, "nowhere")
+        assert "nowhere" not in {name for name, _ in index(explicit)}
+        assert explicit.ready()
+        (folder / "config.pbtxt").unlink()
+        (folder / "1/model.onnx").write_bytes(whole)
+        triton.load_model("halved")
+        assert index(explicit)["halved", "1"] == ("READY", "")
+        triton.unload_model("halved")
+
+
 class Caller(threading.Thread):
     """Asks again and again, each time anew, and keeps the answers."""
 

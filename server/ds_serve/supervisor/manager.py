@@ -89,11 +89,17 @@ class Manager:
                 sources = await self._sent(name, config, files or {})
                 await self._load_members(name, sources)
                 await self._fleet.load(name, sources)
-            except OSError as error:
-                raise LoadError(f"failed to load {name!r}: {error}") from None
-            except ServeError as error:
-                raise type(error)(f"failed to load {name!r}: {error}") from None
+            except (ServeError, OSError) as error:
+                await self._note(name, str(error))
+                kind = type(error) if isinstance(error, ServeError) else LoadError
+                raise kind(f"failed to load {name!r}: {error}") from None
             self._unloaded.pop(name, None)
+
+    async def _note(self, name: str, reason: str) -> None:
+        """For the index: why a model of the repository could not be loaded."""
+        served = any(source.name == name for source in self._fleet.sources())
+        if not served and name in await asyncio.to_thread(self._library.names):
+            self._fleet.refuse(name, reason, required=False)
 
     async def _load_members(self, name: str, sources: Sequence[ModelSource]) -> None:
         """Load those models of an ensemble, and of ensembles in it, that do not answer yet."""
