@@ -27,6 +27,15 @@ from ds_quantize.stages import Done, Stages
 
 EXPORT = "ds_quantize.torch_export"
 
+NOT_RUN = (
+    "nothing on this machine runs the plan: what was measured is the ONNX file that it was built "
+    "from, on the CPU"
+)
+SAME_DATA = (
+    "calibration and evaluation data are the same: what was learned from these rows is judged by "
+    "them, and other rows may do worse"
+)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,14 +70,9 @@ class Candidate:
     steps: list[Measured] = field(default_factory=list)
 
     @property
-    def note(self) -> str:
+    def notes(self) -> tuple[str, ...]:
         """What the reader of the report should know of how it was judged."""
-        if self.made is self.judged:
-            return ""
-        return (
-            "Nothing on this machine runs the plan: what was measured is the ONNX file that it "
-            "was built from, on the CPU."
-        )
+        return () if self.made is self.judged else (NOT_RUN,)
 
 
 @dataclass
@@ -148,9 +152,14 @@ class Pipeline:
 
         done = self.stages.run("evaluate", inputs, make)
         found = msgspec.convert(done.result["evaluation"], Evaluation)
-        if candidate.note:
-            found = msgspec.structs.replace(found, notes=(*found.notes, candidate.note))
-        return found
+        notes = (*found.notes, *candidate.notes, *self._notes(candidate.recipe))
+        return msgspec.structs.replace(found, notes=notes)
+
+    def _notes(self, recipe: Recipe) -> tuple[str, ...]:
+        given = self.job.calibration, self.job.evaluation
+        used = any(method.needs_calibration for method in recipe.steps)
+        same = given[0] is not None and given[1] is not None and given[0].digest == given[1].digest
+        return (SAME_DATA,) if used and same else ()
 
     def _check(self, recipe: Recipe) -> None:
         """What is wrong with the call is told before anything takes long."""

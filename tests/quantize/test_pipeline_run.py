@@ -150,6 +150,25 @@ def test_a_result_that_fails_its_gate_is_not_promoted_unless_asked_for(done: Wor
 
 
 @pytest.mark.slow
+def test_a_run_that_is_interrupted_says_how_to_go_on(shop: Workshop) -> None:
+    process = shop.start()
+    _until(process.stdout, "int8-static ...")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith("ds-quantize: interrupted; the same command goes on from here\n")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_judging_by_the_data_of_the_calibration_is_noted(done: Workshop) -> None:
+    found = done.run("--calibration", "eval.npz")
+    assert found.returncode == 0, found.stderr
+    assert "note: calibration and evaluation data are the same" in found.stdout
+    assert "the same" not in done.run().stdout
+
+
+@pytest.mark.slow
 def test_show_verify_and_compare(done: Workshop) -> None:
     shop = done
     shown = shop.command("show", "models/net")

@@ -74,10 +74,13 @@ def limited(plan: Recipe, limits: Gate) -> Recipe:
 
 def _opened(arguments: argparse.Namespace, shown: Reporter) -> Pipeline:
     given = arguments.calibration
+    with shown.stage("data"):
+        calibration = None if given is None else data.load(given)
+        evaluation = data.load(arguments.evaluation)
     job = Job(
         model=arguments.model,
-        calibration=None if given is None else data.load(given),
-        evaluation=data.load(arguments.evaluation),
+        calibration=calibration,
+        evaluation=evaluation,
         metric=arguments.metric,
         seed=arguments.seed,
         threads=arguments.threads,
