@@ -19,7 +19,7 @@ import httpx2
 
 READY = re.compile(r"^ds-serve is ready: HTTP (\S+) \(docs at \S+\), gRPC (\S+)$", re.MULTILINE)
 PROGRAM = Path(sys.executable).with_name("ds-serve")
-START_SECONDS = 150.0
+START_SECONDS = 200.0
 STOP_SECONDS = 45.0
 
 
@@ -166,7 +166,7 @@ class Server:
 def until(
     condition: Callable[[], bool],
     complaint: str,
-    seconds: float = 30.0,
+    seconds: float = 60.0,
     details: Callable[[], str] = str,
 ) -> None:
     """Wait until the condition holds; fail with the complaint and the details otherwise."""

@@ -32,7 +32,7 @@ class TextWorker:
         transport = httpx2.HTTPTransport(uds=str(self.uds))
         self.http = httpx2.Client(transport=transport, base_url="http://worker", timeout=120)
 
-    def wait_ready(self, seconds: float = 120) -> None:
+    def wait_ready(self, seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
@@ -67,7 +67,7 @@ class TextWorker:
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no metric {name}")
 
-    def wait_gauge(self, name: str, wanted: Callable[[float], bool], seconds: float = 20) -> None:
+    def wait_gauge(self, name: str, wanted: Callable[[float], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not wanted(self.gauge(name)):
             assert time.monotonic() < deadline, f"{name} is still {self.gauge(name)}"

@@ -164,7 +164,7 @@ def kill_and_check(server: Server, in_flight: InFlight, pid: int, says: str) -> 
         check_requests(in_flight, says)
         assert time.monotonic() - killed < SOON
         check_away(server)
-        until(server.ready, "the text model did not come back", 90, server.log)
+        until(server.ready, "the text model did not come back", 150, server.log)
         before = len(beside.statuses)
         until(lambda: len(beside.statuses) > before + 3, "the tensor model stopped answering")
     assert set(beside.statuses) == {200}
