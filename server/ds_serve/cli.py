@@ -42,6 +42,8 @@ HELP = {
     "hang_timeout": "seconds of one batch, or of silence, after which a worker is restarted",
     "max_request_bytes": "bytes of one request's body; then 413",
     "max_bytes_in_flight": "bytes of all requests that a gateway holds; then 503",
+    "max_connections": "connections that a gateway holds at one port; 0: any number; gRPC's count "
+    "with --grpc-server grpcio only",
     "response_cache_byte_size": "bytes of answers kept for models that enable response_cache; "
     "0: none",
     "exit_on_model_failure": "end, with status 1, when any model fails for good",

@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hang_timeout: float = 30.0
     max_request_bytes: int = Limits().max_request_bytes
     max_bytes_in_flight: int = Limits().max_bytes_in_flight
+    max_connections: int = Limits().max_connections
     response_cache_byte_size: int = 0
     strict_readiness: bool = True
     exit_on_error: bool = False
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             text_timeout=self.text_timeout,
             max_request_bytes=self.max_request_bytes,
             max_bytes_in_flight=self.max_bytes_in_flight,
+            max_connections=self.max_connections,
         )
 
     @property
@@ -133,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         self._require("trace_count", self.trace_count >= -1, "-1 or more")
         for name in (
             "response_cache_byte_size",
+            "max_connections",
             "batch_delay_us",
             "max_seq_len",
             "drain_timeout",

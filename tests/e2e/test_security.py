@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import grpc
 import httpx2
@@ -293,6 +293,66 @@ def test_a_slow_client_is_turned_away(tmp_path):
         with socket.create_connection((host, int(port)), 40) as connection:
             connection.sendall(b"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: a\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_no_more_connections_than_there_may_be(tmp_path, secure):
+    flags, context = ["--grpc-server", "grpcio"], None
+    if secure:
+        authority = trustme.CA()
+        made = authority.issue_cert("localhost", "127.0.0.1")
+        made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+        flags += ["--tls-certificate", tmp_path / "both.pem", "--tls-key", tmp_path / "both.pem"]
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+    model = ["--model", mlp(tmp_path / "mlp.onnx")]
+    with Server(*model, *flags, "--max-connections", "3") as server, ExitStack() as held:
+        port = int(server.http.rpartition(":")[2])
+
+        def connect():
+            plain = held.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+            if context is None:
+                return plain
+            return held.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+
+        def ask(connection):
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(4000)
+            return answer
+
+        first = [connect() for _ in range(3)]
+        assert all(ask(each).startswith(b"HTTP/1.1 200 ") for each in first)
+        one_more = connect()
+        refused = ask(one_more)
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in refused
+        assert b"--max-connections" in refused
+        assert one_more.recv(4000) == b""
+        assert ask(first[0]).startswith(b"HTTP/1.1 200 ")
+        first.pop().close()
+        until(lambda: ask(connect()).startswith(b"HTTP/1.1 200 "), "there is no room", 10)
+
+
+def test_no_more_connections_than_there_may_be_over_grpc(tmp_path):
+    flags = ["--grpc-server", "grpcio", "--max-connections", "2"]
+    with Server("--model", mlp(tmp_path / "mlp.onnx"), *flags) as server, ExitStack() as held:
+
+        def answered():
+            options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+            channel = held.enter_context(grpc.insecure_channel(server.grpc, options))
+            stub = health_pb2_grpc.HealthStub(channel)
+            try:
+                return bool(stub.Check(health_pb2.HealthCheckRequest(), timeout=20).status)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return False
+
+        assert [answered() for _ in range(4)] == [True, True, False, False]
+        held.close()
+        until(answered, "there is no room", 20)
 
 
 def test_what_is_wrong_is_said_at_the_start(tmp_path):

@@ -26,6 +26,7 @@ from ds_serve.gateway.http import rest
 from ds_serve.gateway.http.app import Application
 from ds_serve.gateway.http.express import Protocol
 from ds_serve.security.asgi import Guarded
+from ds_serve.security.crowd import Cap, Capped
 from ds_serve.security.guard import Guard
 from ds_serve.security.pace import Paced
 from ds_serve.security.tls import Certificates
@@ -126,7 +127,7 @@ async def serve(config: GatewayConfig) -> None:
         InferenceService(gateway, budget, guard),
         config.grpc_server,
         f"{_bracketed(config.host)}:{config.grpc_port}",
-        config.limits.max_request_bytes,
+        config.limits,
         compressed=config.grpc_compressed,
         tls=config.security.tls,
     )
@@ -195,8 +196,8 @@ async def _renew(certificates: Certificates | None) -> None:
         certificates.refresh()
 
 
-class _Connection(Paced, Protocol):
-    """One whose client must keep pace."""
+class _Connection(Capped, Paced, Protocol):
+    """One of so many, whose client must keep pace."""
 
 
 def _http(
@@ -210,7 +211,10 @@ def _http(
         uvicorn.Config(
             Guarded(application, guard, config.security.open_metrics),
             http=partial(  # type: ignore[arg-type]
-                _Connection, infer=application.infer, pace=config.security.pace
+                _Connection,
+                infer=application.infer,
+                pace=config.security.pace,
+                cap=Cap(config.limits.max_connections),
             ),
             ssl_context_factory=factory,
             ws="none",

@@ -12,12 +12,15 @@ SERVER = "ds-serve"
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds that the front-ends keep. Sizes are in bytes, times in seconds."""
+    """Bounds that the front-ends keep. Sizes are in bytes, times in seconds. `max_connections` of
+    each port of a gateway; 0 for any number.
+    """
 
     request_timeout: float = 60.0
     text_timeout: float = 600.0
     max_request_bytes: int = 256 * 1024 * 1024
     max_bytes_in_flight: int = 1024 * 1024 * 1024
+    max_connections: int = 0
 
 
 class GatewayConfig(ChildConfig, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
 from ds_proto.service import METHODS, SERVICE
 from ds_serve import metrics
+from ds_serve.gateway.config import Limits
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.grpc import envoy, reflection
 from ds_serve.gateway.grpc.errors import refusal
@@ -52,14 +53,15 @@ def build(
     service: InferenceService,
     carrier: str,
     address: str,
-    largest: int,
+    limits: Limits,
     *,
     compressed: bool = False,
     tls: TLS = NO_TLS,
 ) -> grpc.aio.Server:
-    """A server bound to `address`, to be started. `largest`: bytes of one message; `compressed`:
-    answers leave in gzip, which grpcio alone can.
+    """A server bound to `address`, to be started. `compressed`: answers leave in gzip. That, and a
+    limit of connections, grpcio alone has.
     """
+    largest = limits.max_request_bytes
     options = [
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", largest),
@@ -70,6 +72,8 @@ def build(
     server: grpc.aio.Server
     if carrier == "grpcio":
         gzip = grpc.Compression.Gzip if compressed else None
+        if limits.max_connections:
+            options.append(("grpc.max_allowed_incoming_connections", limits.max_connections))
         server = grpc.aio.server(options=options, compression=gzip)
     elif carrier == "pyvoy":
         server = envoy.application.build(service, ids, options, largest)
