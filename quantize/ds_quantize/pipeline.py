@@ -245,6 +245,7 @@ class Pipeline:
 
 
 _ADVICE = {
+    "onnx": "it is for ONNX files and PyTorch modules",
     "torch": "give the model as FILE.py:FACTORY, and put such steps before those on ONNX files",
     "huggingface": "give a Hugging Face folder",
 }

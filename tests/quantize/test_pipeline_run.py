@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from quantizing import Workshop, workshop
+from quantizing import Workshop, call, workshop
 
 from ds_engines import config_pbtxt, manifest
 from ds_engines.base import EngineOptions, load
@@ -252,3 +253,30 @@ def test_a_model_that_cannot_be_read_is_told(model: str, shop: Workshop) -> None
     assert WRONG[model] in found.stderr
     assert found.stderr.count("\n") == 1
     assert not shop.models.exists()
+
+
+def test_steps_for_another_kind_of_model_are_told(shop: Workshop) -> None:
+    found = shop.run(recipe=shop.recipe("steps: [fold, finetune]"))
+    assert found.returncode == 1
+    assert "finetune takes a model of form 'torch', and this is 'onnx'" in found.stderr
+    (shop.folder / "text").mkdir()
+    (shop.folder / "text" / "config.json").write_text("{}")
+    words = shop.words()
+    words[words.index("net.onnx")] = "text"
+    found = shop.command(*words[3:])
+    assert "fold takes a model of form 'onnx', and this is 'huggingface'" in found.stderr
+    assert not shop.models.exists()
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from ds_quantize.cli import main; "
+
+
+def test_a_library_that_is_not_installed_is_named(shop: Workshop) -> None:
+    (shop.folder / "net.py").write_text("def factory(): ...")
+    words = shop.words()[3:]
+    words[words.index("net.onnx")] = "net.py:factory"
+    code = f"{WITHOUT_TORCH}sys.exit(main({words!r}))"
+    found = call([sys.executable, "-c", code], shop.folder)
+    assert found.returncode == 1
+    said = "reading net.py:factory needs 'torch': pip install \"ds-serve[quantize-torch]\""
+    assert found.stderr == f"ds-quantize: {said}\n"
