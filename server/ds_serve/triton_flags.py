@@ -16,6 +16,7 @@ ALIASES = {
     "--model-store": "--model-repository",
     "--http-address": "--host",
     "--grpc-address": "--host",
+    "--metrics-address": "--host",
     "--exit-timeout-secs": "--drain-timeout",
     "--http-max-input-size": "--max-request-bytes",
 }
@@ -33,6 +34,7 @@ IGNORED = {
     "--enable-peer-access": "engines look after their memory",
     "--grpc-infer-allocation-pool-size": "messages are not pooled",
     "--grpc-infer-thread-count": "gateways have no threads; see --gateways",
+    "--grpc-max-response-pool-size": "messages are not pooled",
     "--http-thread-count": "gateways have no threads; see --gateways",
     "--metrics-interval-ms": "metrics are as new as the question",
     "--min-supported-compute-capability": "engines look after their devices",
@@ -42,22 +44,44 @@ IGNORED = {
     "--repoagent-directory": "there are no repository agents",
     "--reuse-grpc-port": "gateways share the port anyway",
     "--reuse-http-port": "gateways share the port anyway",
+    "--sagemaker-port": "SageMaker's routes are not served",
+    "--sagemaker-safe-port-range": "SageMaker's routes are not served",
+    "--sagemaker-thread-count": "SageMaker's routes are not served",
     "--strict-model-config": "a configuration that is complete stays as it is",
+    "--vertex-ai-port": "Vertex AI's routes are not served",
+    "--vertex-ai-thread-count": "Vertex AI's routes are not served",
 }
 """Harmless: what they tune is done another way, or not needed."""
+
+_KEPT = "connections are kept as what carries gRPC does by itself"
+_TLS = "--tls-certificate, --tls-key and --tls-client-ca encrypt both ports"
 
 REFUSED = {
     "--allow-sagemaker": "SageMaker's routes are not served",
     "--allow-vertex-ai": "Vertex AI's routes are not served",
     "--backend-config": "engines are set up by flags of ds-serve and by config.pbtxt",
     "--grpc-header-forward-pattern": "headers are not made parameters of requests",
-    "--grpc-restricted-protocol": "protocols are not restricted by a header",
+    "--grpc-http2-max-ping-strikes": _KEPT,
+    "--grpc-http2-max-pings-without-data": _KEPT,
+    "--grpc-http2-min-recv-ping-interval-without-data": _KEPT,
+    "--grpc-keepalive-permit-without-calls": _KEPT,
+    "--grpc-keepalive-time": _KEPT,
+    "--grpc-keepalive-timeout": _KEPT,
+    "--grpc-max-connection-age": _KEPT,
+    "--grpc-max-connection-age-grace": _KEPT,
+    "--grpc-restricted-protocol": "protocols are not restricted by a header; see --api-keys",
+    "--grpc-root-cert": _TLS,
+    "--grpc-server-cert": _TLS,
+    "--grpc-server-key": _TLS,
+    "--grpc-use-ssl": _TLS,
+    "--grpc-use-ssl-mutual": _TLS,
     "--host-policy": "processes are not bound to processors; use taskset or numactl",
     "--http-header-forward-pattern": "headers are not made parameters of requests",
-    "--http-restricted-api": "routes are not restricted by a header",
+    "--http-restricted-api": "routes are not restricted by a header; see --api-keys",
     "--log-file": "logs go to standard error; redirect it",
     "--metrics-config": "latencies are always histograms",
     "--model-config-name": "a model's configuration is its config.pbtxt",
+    "--model-load-gpu-limit": "a GPU's memory is its engine's to bound",
     "--model-namespacing": "a model's name is its folder's, in all repositories",
     "--rate-limit-resource": "models have no resources that they compete for",
 }
@@ -78,9 +102,15 @@ LEVELS = {"--log-info": "warning", "--log-warning": "error"}
 def translate(arguments: Sequence[str]) -> Words:
     """The command line with Triton's flags replaced. Raises ConfigError naming one refused."""
     words: Words = []
+    at: dict[str, str] = {}
     for flag, value, said in _flags(arguments):
+        if ALIASES.get(flag) == "--host":
+            at[flag] = value
         make = _MAKERS.get(flag)
         words += said if make is None else make(flag, value)
+    if len(set(at.values())) > 1:
+        given = ", ".join(f"{flag} {value}" for flag, value in at.items())
+        raise ConfigError(f"{given}: ds-serve listens on one address with all ports, see --host")
     return words
 
 

@@ -21,7 +21,7 @@ def settings(line: str) -> dict[str, object]:
     [
         ("--model-store=/models", {"model_repository": ["/models"]}),
         ("--model-repository /a --model-repository /b", {"model_repository": ["/a", "/b"]}),
-        ("--http-address 0.0.0.0 --grpc-address=0.0.0.0", {"host": "0.0.0.0"}),
+        ("--http-address :: --grpc-address=:: --metrics-address ::", {"host": "::"}),
         ("--exit-timeout-secs 5", {"drain_timeout": 5.0}),
         ("--http-max-input-size=9", {"max_request_bytes": 9}),
         ("--strict-readiness=false", {"strict_readiness": False}),
@@ -64,6 +64,7 @@ def test_flags_that_are_not_needed(flag: str) -> None:
         "--trace-config jaeger,url=x",
         "--cache-config redis,host=x",
         "--cache-config local,bytes=5",
+        "--http-address=127.0.0.1 --grpc-address=0.0.0.0",
     ],
 )
 def test_flags_that_ask_for_what_is_not_here(line: str) -> None:
