@@ -83,7 +83,10 @@ class QatInt8(Training, frozen=True, tag="qat-int8"):
 
 
 class QatInt4(Training, frozen=True, tag="qat-int4"):
-    """INT4 weights of linear layers in groups with a scale each, trained with their rounding."""
+    """INT4 weights of linear layers in groups with a scale each, trained with their rounding.
+
+    `target`, `accuracy_level`: as for int4-weights.
+    """
 
     gives: ClassVar[Form] = "onnx"
     handler: ClassVar[str] = "ds_quantize.torch_methods.qat_int4:qat_int4"
@@ -91,6 +94,8 @@ class QatInt4(Training, frozen=True, tag="qat-int4"):
     epochs: Count = 5
     learning_rate: Rate = 1e-4
     group: Literal[16, 32, 64, 128, 256] = 32
+    target: Target = "cpu"
+    accuracy_level: Annotated[int, Meta(ge=0, le=4)] = 4
     exclude: tuple[str, ...] = ()
 
 

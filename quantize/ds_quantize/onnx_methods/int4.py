@@ -66,7 +66,7 @@ def _quantize(
     for group in context.progress.track(found, "Layers", len(found)):
         for node in group.nodes:
             blocks = _blocks(matrix(proto, node), channels.get(group.tensor), method)
-            replaced[node.name] = _nodes(proto, node, blocks, method)
+            replaced[node.name] = product(proto, node, blocks, method)
     nodes = [new for node in proto.graph.node for new in replaced.get(node.name, [node])]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
@@ -82,7 +82,7 @@ def _blocks(weights: Array, channels: Channels | None, method: Int4Weights) -> B
     return nearest(weights, method.block_size, method.symmetric)
 
 
-def _nodes(
+def product(
     proto: onnx.ModelProto, node: onnx.NodeProto, blocks: Blocks, method: Int4Weights
 ) -> list[onnx.NodeProto]:
     """The product with INT4 weights, and what else a Gemm does."""

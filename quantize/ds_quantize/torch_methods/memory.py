@@ -7,6 +7,7 @@ at its peak.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,12 @@ def measured(model: TorchModel, program: Path | None, threads: int) -> int | Non
         torch_files.save(model, Path(folder))
         command = [sys.executable, "-W", "ignore", "-m", __name__, folder, str(threads)]
         done = subprocess.run(
-            [*command, str(program or "")], capture_output=True, timeout=SECONDS, check=False
+            [*command, str(program or "")],
+            # The module's class may be in a file that only this process has on its path.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
         )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()

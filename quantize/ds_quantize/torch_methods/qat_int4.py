@@ -1,21 +1,24 @@
-"""INT4 weights with training, by torchao: the file has them as INT4, with DequantizeLinear."""
+"""INT4 weights with training, by torchao; the file has them as INT4."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
 from ds_engines.base import Array
 from ds_quantize.context import Context
 from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, OnnxModel
+from ds_quantize.methods.onnx import Int4Weights
 from ds_quantize.methods.torch import QatInt4
+from ds_quantize.onnx_methods import graph
+from ds_quantize.onnx_methods.blocks import Blocks
+from ds_quantize.onnx_methods.int4 import product
 from ds_quantize.torch_export import to_onnx
 from ds_quantize.torch_methods.integers import operators
 from ds_quantize.torch_methods.modules import copied, excluded, require_layers, torch_model
@@ -36,7 +39,7 @@ Packed = dict[bytes, tuple[Array, Array]]
 
 
 def qat_int4(model: Model, method: QatInt4, context: Context) -> OnnxModel:
-    """`model.onnx`, in standard operators; ONNX Runtime runs them as MatMulNBits."""
+    """`model.onnx`, with MatMulNBits or, for TensorRT, DequantizeLinear before the products."""
     made = copied(torch_model(model, method.name))
     require_layers(made.module, method.exclude)
     context.measured["layers"] = _prepared(made.module, method)
@@ -105,13 +108,17 @@ def _rounded(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _pack(model: OnnxModel, packed: Packed, method: QatInt4) -> None:
     """Put the INT4 values in the place of the weights of the file."""
     proto = onnx.load(model.path)
+    graph.name_nodes(proto)
+    form = Int4Weights(
+        block_size=method.group, target=method.target, accuracy_level=method.accuracy_level
+    )
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     found = 0
     for node in proto.graph.node:
         key = _weight_of(node, weights)
         if key in packed:
-            nodes += _product(proto.graph, node, *packed[key], method.group)
+            nodes += product(proto, node, _blocks(*packed[key], method.group), form)
             found += 1
         else:
             nodes.append(node)
@@ -119,7 +126,7 @@ def _pack(model: OnnxModel, packed: Packed, method: QatInt4) -> None:
         raise MethodError(f"{method.name}: the export has lost {len(packed) - found} layers")
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    _drop_unused(proto.graph)
+    graph.drop_unused(proto)
     onnx.checker.check_model(proto)
     onnx.save(proto, model.path)
 
@@ -133,28 +140,7 @@ def _weight_of(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> by
     return np.ascontiguousarray(values.T if turned else values).tobytes()
 
 
-def _product(
-    graph: onnx.GraphProto, node: onnx.NodeProto, values: Array, scales: Array, group: int
-) -> list[onnx.NodeProto]:
-    """The nodes in the place of a product, with what they take added to the graph."""
-    name = f"{node.name or node.output[0]}_weight"
-    integers = np.ascontiguousarray(values).astype(ml_dtypes.int4)
-    graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int4"))
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(scales), f"{name}_scale"))
-    given = [f"{name}_int4", f"{name}_scale"]
-    bias = node.input[2:3]
-    result = f"{node.output[0]}_product" if bias else node.output[0]
-    made = [
-        helper.make_node("DequantizeLinear", given, [name], name, axis=0, block_size=group),
-        helper.make_node("MatMul", [node.input[0], name], [result], node.name),
-    ]
-    if bias:
-        made.append(helper.make_node("Add", [result, bias[0]], node.output, f"{name}_bias"))
-    return made
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+def _blocks(values: Array, scales: Array, group: int) -> Blocks:
+    """As the writer of INT4 files has them: levels from 0 to 15, 8 standing for 0."""
+    levels = (values - LOWEST).astype(np.uint8).reshape(-1, group, values.shape[1])
+    return Blocks(len(values), levels, scales, np.full_like(scales, -LOWEST))
