@@ -15,7 +15,7 @@ from ds_engines.config import batching, sequences
 from ds_engines.config.axes import axes, batched, with_axes
 from ds_engines.config.labels import labelled
 from ds_engines.config.reading import STATED_ZERO, read
-from ds_engines.config.refusals import honoured, refuse_other
+from ds_engines.config.refusals import honoured, refuse_optimization, refuse_other
 from ds_engines.config.tensors import overlaid
 from ds_engines.config.warmups import warm_up
 from ds_engines.config_message import PLATFORMS, describe
@@ -40,6 +40,7 @@ _HONOURED = honoured(
     "sequence_batching",
     "ensemble_scheduling",
     "model_warmup",
+    "optimization",
     "response_cache",
 )
 
@@ -56,6 +57,7 @@ def apply(
     """
     folder = folder or Path(source).parent
     refuse_other(config, source, "", _HONOURED)
+    refuse_optimization(config, source)
     _check_identity(spec, config, source)
     named = axes(spec, config.parameters, source)
     spec = batched(with_axes(spec, named), config, named, source)

@@ -124,6 +124,21 @@ def test_an_empty_file_changes_nothing(apply):
     assert apply("", VAD) == VAD
 
 
+@pytest.mark.parametrize(
+    "hint",
+    [
+        "graph { level: 1 }",
+        "priority: PRIORITY_MAX",
+        "cuda { graphs: true }",
+        "input_pinned_memory { enable: false }",
+        "eager_batching: true",
+        "execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' } }",
+    ],
+)
+def test_hints_for_devices_change_nothing(apply, hint):
+    assert apply(f"optimization {{ {hint} }}") == MLP
+
+
 def test_what_is_absent_stays(apply):
     spec = apply("dynamic_batching { preferred_batch_size: [4] }")
     assert spec.batch == BatchPolicy(max_batch_size=64, max_delay_us=100, preferred_sizes=(4,))
@@ -211,6 +226,7 @@ def test_every_field_is_honoured_or_refused(apply):
         "parameters",
         "sequence_batching",
         "model_warmup",
+        "optimization",
         "response_cache",
     ]
     for field in ModelConfig.DESCRIPTOR.fields:
@@ -269,7 +285,11 @@ def fill(message, field) -> None:
         ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' in "),
         ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
         ("model_operations { op_library_filename: 'a' }", "'model_operations' is not supported"),
-        ("optimization { eager_batching: true }", "field 'optimization' is not supported"),
+        ("optimization { graph { level: -1 } }", "field 'optimization.graph' is not supported"),
+        (
+            "optimization { execution_accelerators { cpu_execution_accelerator { name: 'x' } } }",
+            "field 'optimization.execution_accelerators' is not supported",
+        ),
         ("batch_input { }", "field 'batch_input' is not supported"),
         ("model_transaction_policy { decoupled: true }", "'model_transaction_policy' is not supp"),
         ("instance_group { rate_limiter { priority: 1 } }", "'instance_group.rate_limiter' is not"),

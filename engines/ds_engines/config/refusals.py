@@ -8,9 +8,28 @@ from typing import Any
 from google.protobuf.message import Message
 
 from ds_engines.errors import ConfigError
+from ds_proto.model_config_pb2 import ModelConfig
 
 Honoured = Mapping[str, Callable[[Any], bool]]
 """Field to whether its value is honoured."""
+
+
+_HINTS: Honoured = {
+    "graph": lambda graph: graph.level >= 0,
+    "execution_accelerators": lambda given: not given.cpu_execution_accelerator,
+    **dict.fromkeys(
+        (
+            "priority",
+            "cuda",
+            "input_pinned_memory",
+            "output_pinned_memory",
+            "gather_kernel_buffer_threshold",
+            "eager_batching",
+        ),
+        lambda _: True,
+    ),
+}
+"""Of `optimization`: what says how a device or memory is to be used, and changes no answer."""
 
 
 def honoured(*names: str) -> Honoured:
@@ -28,6 +47,11 @@ def refuse_other(message: Message, source: str, path: str, known: Honoured) -> N
         if known.get(field.name, falsy)(value) and (field.name in known or not chosen):
             continue
         raise ConfigError(f"{source}: field {path + field.name!r} is not supported")
+
+
+def refuse_optimization(config: ModelConfig, source: str) -> None:
+    """Refuse what asks for another way to compute. Raises ConfigError."""
+    refuse_other(config.optimization, source, "optimization.", _HINTS)
 
 
 def falsy(value: Any) -> bool:
