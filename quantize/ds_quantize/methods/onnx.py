@@ -110,6 +110,11 @@ class Int4Weights(Method, frozen=True, tag="int4-weights"):
     samples: Annotated[int, Meta(ge=0)] = 128
     batch: Positive = 8
 
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        """Of the algorithms, two look at activations."""
+        return self.algorithm in ("gptq", "awq")
+
 
 class Fp8(Method, frozen=True, tag="fp8"):
     """FP8 (E4M3) weights and activations of matrix products and convolutions, for Hopper and

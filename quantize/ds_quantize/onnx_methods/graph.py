@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def save(proto: onnx.ModelProto, folder: Path) -> OnnxModel:
     """Write `model.onnx`, and `model.onnx.data` beside it where it is too large for one file."""
     path = folder / FILE
     prune_domains(proto)
+    sort_nodes(proto.graph)
     if proto.ByteSize() > LARGEST:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{FILE}.data")
     else:
@@ -65,6 +67,21 @@ def name_nodes(proto: onnx.ModelProto) -> None:
         if not node.name:
             name = f"{node.op_type}_{index}"
             node.name = name if name not in taken else f"{name}_{node.output[0]}"
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put each node after those whose outputs it takes, as the format demands."""
+    made = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+    nodes = list(graph.node)
+    sorter = TopologicalSorter(
+        {at: {made[name] for name in _taken(node) if name in made} for at, node in enumerate(nodes)}
+    )
+    sorter.prepare()
+    del graph.node[:]
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        graph.node.extend(nodes[at] for at in ready)
+        sorter.done(*ready)
 
 
 def prune_domains(proto: onnx.ModelProto) -> None:
@@ -128,20 +145,23 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Tensor name to the nodes that take it."""
     found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
-        for name in (*node.input, *_inner(node)):
+        for name in _taken(node):
             found[name].append(node)
     return found
 
 
-def _inner(node: onnx.NodeProto) -> set[str]:
-    """What the graphs within a node, such as the branches of an If, take from around it."""
-    return {
+def _taken(node: onnx.NodeProto) -> list[str]:
+    """A node's inputs, and what the graphs within it, such as the branches of an If, take from
+    around it.
+    """
+    inner = {
         name
         for attribute in node.attribute
         for graph in (attribute.g, *attribute.graphs)
-        for inner in graph.node
-        for name in (*inner.input, *_inner(inner))
+        for within in graph.node
+        for name in _taken(within)
     }
+    return [*node.input, *sorted(inner)]
 
 
 def excluded(graph: onnx.GraphProto, patterns: tuple[str, ...]) -> list[str]:

@@ -155,18 +155,24 @@ Score = Callable[[Array, Array, float, float], float]
 
 
 def _searched(histogram: Array, extent: Extent, score: Score, symmetric: bool) -> Extent:
-    """The range with the least score among the whole and 98 smaller ones."""
+    """The range with the least score; where it is not symmetric, one side after the other."""
     middles = np.linspace(*extent, BINS, endpoint=False) + (extent[1] - extent[0]) / BINS / 2
     used = histogram > 0
     middles, counts = middles[used], histogram[used].astype(np.float64)
     low, high = extent
     if symmetric:
-        high = max(-low, high)
-        low = -high
+        far = max(-low, high)
+        part = _least(lambda part: score(middles, counts, -part * far, part * far))
+        return -part * far, part * far
+    high *= _least(lambda part: score(middles, counts, low, part * high))
+    low *= _least(lambda part: score(middles, counts, part * low, high))
+    return low, high
+
+
+def _least(score: Callable[[float], float]) -> float:
+    """The part of one side of the range with the least score."""
     parts = np.linspace(1.0, 0.02, 99)
-    scores = [score(middles, counts, part * low, part * high) for part in parts]
-    best = float(parts[int(np.argmin(scores))])
-    return best * low, best * high
+    return float(parts[int(np.argmin([score(float(part)) for part in parts]))])
 
 
 def _squared_error(middles: Array, counts: Array, low: float, high: float) -> float:
@@ -190,7 +196,4 @@ def _entropy(middles: Array, counts: Array, low: float, high: float) -> float:
     levels = np.round((middles[inside] - low) / (high - low) * LEVELS).astype(np.int64)
     quantized = (np.bincount(levels, kept) / np.maximum(np.bincount(levels), 1))[levels]
     p, q = true / true.sum(), quantized / quantized.sum()
-    # A histogram of few values differs from its mean over a level by chance alone; on the average
-    # by this much (Miller and Madow), which would favour ranges with as many bins as levels.
-    by_chance = (len(levels) - len(np.unique(levels))) / (2 * true.sum())
-    return float((p * np.log(p / q)).sum() - by_chance)
+    return float((p * np.log(p / q)).sum())
