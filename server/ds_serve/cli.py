@@ -28,7 +28,7 @@ HELP = {
     "metrics_port": "port for the metrics alone; 0: only /metrics of the HTTP port has them",
     "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "grpc_infer_response_compression_level": "none, or low, medium or high for answers in gzip",
-    "gateways": "gateway processes that share the ports",
+    "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
     "device": "where models run: auto or cpu",
     "quantization": "quantize when loading; no engine of this version can",
     "max_seq_len": "tokens of prompt and answer together, for text models; 0: the model's own",

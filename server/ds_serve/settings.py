@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int = 0
     grpc_server: str = "native"
     grpc_infer_response_compression_level: str = "none"
-    gateways: int = 1
+    gateways: int = 0
     device: str = "auto"
     quantization: str = ""
     max_seq_len: int = 0
@@ -124,7 +124,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, one) == getattr(self, other) != 0:
                 raise ConfigError(f"{flag(one)} and {flag(other)} are both {getattr(self, one)}")
         for name in (
-            "gateways",
             "repository_poll_secs",
             "max_batch_size",
             "max_queue_size",
@@ -134,6 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         self._require("trace_rate", self.trace_rate >= 1, "1 or more")
         self._require("trace_count", self.trace_count >= -1, "-1 or more")
         for name in (
+            "gateways",
             "response_cache_byte_size",
             "max_connections",
             "batch_delay_us",

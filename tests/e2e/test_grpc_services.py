@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import grpc
@@ -31,7 +32,20 @@ def serve(tmp_path_factory: Any, carrier: str) -> Server:
     return Server("--model", model, "--grpc-server", carrier)
 
 
-@pytest.fixture(scope="module", params=["native", pytest.param("grpcio", marks=pytest.mark.slow)])
+CARRIERS = [
+    "native",
+    pytest.param("grpcio", marks=pytest.mark.slow),
+    pytest.param(
+        "pyvoy",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not find_spec("pyvoy"), reason="pyvoy is not installed"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=CARRIERS)
 def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory, request.param) as running:
         yield running
@@ -97,7 +111,7 @@ def test_bytes_that_are_no_request_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("carrier", ["native", "grpcio"])
+@pytest.mark.parametrize("carrier", CARRIERS)
 def test_who_watches_is_told_of_the_end(
     tmp_path_factory: pytest.TempPathFactory, carrier: str
 ) -> None:

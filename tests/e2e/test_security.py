@@ -30,6 +30,7 @@ from ds_client import (
     Unavailable,
 )
 from ds_proto.service import METHODS
+from ds_serve.gateway.grpc import reflection
 from ds_serve.security.keys import entry, make
 
 X = {"x": np.ones((1, 64), np.float32)}
@@ -96,6 +97,16 @@ def test_every_route_but_health_asks_for_a_key(server, keys):
                 client._call(name, method.request())
         with pytest.raises(Unauthenticated, match="a key is needed"):
             list(client.stream("mlp", [X]))
+    with grpc.insecure_channel(server.grpc) as channel:
+        for service in (reflection.V1, reflection.ALPHA):
+            call = channel.stream_stream(f"/{service}/{reflection.METHOD}", bytes, bytes)
+            with pytest.raises(grpc.RpcError) as refused:
+                list(call(iter([b"\x3a\x00"]), timeout=20))
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            answers = call(
+                iter([b"\x3a\x00"]), timeout=20, metadata=[*bearer(keys["user"]).items()]
+            )
+            assert b"inference.GRPCInferenceService" in list(answers)[0]
 
 
 def health_of(server, model, *keys):

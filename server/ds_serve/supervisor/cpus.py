@@ -15,6 +15,14 @@ def available(cgroup: Path = CGROUP) -> int:
     return max(1, min(count or 1, int(quota) if quota else count or 1))
 
 
+def gateways(asked: int) -> int:
+    """As many as were asked for; where that is 0, two, or one on a single processor.
+
+    Of two, one may die and the other still answers, and small models are answered quicker.
+    """
+    return asked or min(2, available())
+
+
 def share(processors: int, workers: int) -> int:
     """Threads for each of `workers` engines."""
     return max(1, processors // max(1, workers))

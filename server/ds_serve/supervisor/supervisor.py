@@ -62,8 +62,9 @@ class Supervisor:
             self._hire, self._gateways, settings.drain_timeout, self._changed, self._check
         )
         self._manager = Manager(settings, self._library, self._fleet, folder / "uploads")
+        self._count = cpus.gateways(settings.gateways)
         self._tunables = Tunables(
-            settings.logs, settings.tracing, settings.gateways, self._fleet.knows, self._tune
+            settings.logs, settings.tracing, self._count, self._fleet.knows, self._tune
         )
         self._desk = Desk(self._control, self._manager, self._tunables)
         self._serials = count()
@@ -109,7 +110,7 @@ class Supervisor:
         """
         await self._manager.start()
         self._started = True
-        self._gateways.keepers = [self._gateway(index) for index in range(self.settings.gateways)]
+        self._gateways.keepers = [self._gateway(index) for index in range(self._count)]
         self._changed()
         async with asyncio.TaskGroup() as group:
             for keeper in self._gateways.keepers:

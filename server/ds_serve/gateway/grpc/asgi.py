@@ -1,4 +1,6 @@
-"""ModelStreamInfer as an ASGI application, for a server with HTTP/2 and trailers."""
+"""Streams of requests as an ASGI application, for a server with HTTP/2 and trailers: inference, and
+server reflection.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from ds_engines.errors import (
     DeadlineExceeded,
@@ -22,11 +25,11 @@ from ds_engines.errors import (
 )
 from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import METHODS
-from ds_serve.gateway.grpc import framing
+from ds_serve.gateway.grpc import framing, reflection
 from ds_serve.gateway.grpc.errors import refusal
 from ds_serve.gateway.grpc.stream import Service, Stream
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
-from ds_serve.security.guard import Guard, Identity
+from ds_serve.security.guard import Guard
 from ds_serve.spans import PARENT
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ START = {
     "trailers": True,
 }
 
+AnyStream = Stream | reflection.Stream
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], "asyncio.Future[None]"]
 
@@ -68,7 +72,7 @@ class Streams:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        call = _Call(self._service, receive, send)
+        call = _Call(receive, send)
         try:
             await self._run(scope, call)
             await call.end(framing.trailers(StatusCode.OK))
@@ -100,8 +104,9 @@ class Streams:
         await asyncio.sleep(UNSEEN_WRITES)
 
     async def _run(self, scope: dict[str, Any], call: _Call) -> None:
-        if scope["path"] != METHOD.path:
-            raise Unsupported(f"{scope['path']} is not offered by this server")
+        path = scope["path"]
+        if path != METHOD.path and path not in reflection.PATHS:
+            raise Unsupported(f"{path} is not offered by this server")
         if self._stopping:
             raise Unavailable("the server is shutting down")
         headers = scope["headers"]
@@ -109,15 +114,21 @@ class Streams:
         seconds = framing.seconds(headers)
         parent = framing.find(headers, PARENT.encode()) or b""
         identity = self._guard.identify(framing.find(headers, b"authorization"))
+        if path == METHOD.path:
+            kind, named = pb.ModelInferRequest, parent.decode("latin-1")
+            stream: AnyStream = Stream(self._service, seconds, call.emit, named, identity)
+        else:
+            kind, stream = ServerReflectionRequest, reflection.Stream(call.emit)
         try:
             async with asyncio.timeout(seconds):
-                await call.run(reader, seconds, parent.decode("latin-1"), identity)
+                await call.run(reader, kind, stream)
         except TimeoutError:
             raise DeadlineExceeded(f"the stream was not done within {seconds:g} s") from None
 
     async def _refuse(self, scope: dict[str, Any], call: _Call, error: ServeError) -> None:
         given = framing.find(scope["headers"], HEADER)
-        code, message, trailers = refusal(METHOD.name, self._ids.of(given), error)
+        name = scope["path"].rpartition("/")[2]
+        code, message, trailers = refusal(name, self._ids.of(given), error)
         try:
             async with asyncio.timeout(LAST_WRITES):
                 await call.end(framing.trailers(code, message, trailers))
@@ -135,13 +146,13 @@ class _Call:
     What `receive` returns is never cancelled: the server would trip over it.
     """
 
-    def __init__(self, service: Service, receive: Receive, send: Send) -> None:
-        self._service = service
+    def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._all_read: asyncio.Future[ServeError | None] = self._loop.create_future()
-        self._stream: Stream | None = None
+        self._kind: Any = None
+        self._stream: AnyStream | None = None
         self._started = False
         self._gone = False
         self._frames: list[bytes] = []
@@ -149,11 +160,11 @@ class _Call:
         self._flushing: asyncio.Handle | None = None
         self._written = asyncio.Event()
 
-    async def run(
-        self, reader: framing.Reader, seconds: float | None, parent: str, identity: Identity
-    ) -> None:
-        """Until all requests are answered. Raises what ends the stream."""
-        self._stream = stream = Stream(self._service, seconds, self._emit, parent, identity)
+    async def run(self, reader: framing.Reader, kind: Any, stream: AnyStream) -> None:
+        """Until all requests, which are messages of that kind, are answered. Raises what ends the
+        stream.
+        """
+        self._kind, self._stream = kind, stream
         self._read(reader, stream)
         wrong = await self._all_read
         while stream.busy:
@@ -164,6 +175,12 @@ class _Call:
         self._check()
         if wrong is not None:
             raise wrong
+
+    def emit(self, answer: Message) -> None:
+        """An answer, which leaves with all others of this turn of the loop."""
+        self._frames.append(framing.frame(answer.SerializeToString()))
+        if self._writing is None and self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush)
 
     async def end(self, trailers: list[tuple[bytes, bytes]]) -> None:
         """Write what is left, and the trailers. Raises _Gone."""
@@ -183,12 +200,12 @@ class _Call:
         if self._stream is not None:
             self._stream.close()
 
-    def _read(self, reader: framing.Reader, stream: Stream) -> None:
+    def _read(self, reader: framing.Reader, stream: AnyStream) -> None:
         event = asyncio.ensure_future(self._receive())
         event.add_done_callback(partial(self._arrived, reader, stream))
 
     def _arrived(
-        self, reader: framing.Reader, stream: Stream, event: asyncio.Future[dict[str, Any]]
+        self, reader: framing.Reader, stream: AnyStream, event: asyncio.Future[dict[str, Any]]
     ) -> None:
         if self._all_read.done():
             return
@@ -198,7 +215,7 @@ class _Call:
             return
         try:
             messages = deque(reader.feed(given["body"]))
-            _take(messages, stream)
+            self._take(messages, stream)
             if messages:
                 waiting = asyncio.ensure_future(self._take_slowly(messages, stream))
                 waiting.add_done_callback(lambda _: self._go_on(reader, stream, given["more_body"]))
@@ -208,7 +225,7 @@ class _Call:
         except ServeError as error:
             self._all_read.set_result(error)
 
-    def _go_on(self, reader: framing.Reader, stream: Stream, more: bool) -> None:
+    def _go_on(self, reader: framing.Reader, stream: AnyStream, more: bool) -> None:
         if self._all_read.done():
             return
         if more:
@@ -216,19 +233,24 @@ class _Call:
         else:
             self._all_read.set_result(reader.end())
 
-    async def _take_slowly(self, messages: deque[bytes], stream: Stream) -> None:
+    async def _take_slowly(self, messages: deque[bytes], stream: AnyStream) -> None:
         """As answers make room; only then is the stream read further."""
         try:
             while messages:
                 await stream.room()
-                _take(messages, stream)
+                self._take(messages, stream)
         except ServeError as error:
             self._all_read.set_result(error)
 
-    def _emit(self, answer: pb.ModelStreamInferResponse) -> None:
-        self._frames.append(framing.frame(answer.SerializeToString()))
-        if self._writing is None and self._flushing is None:
-            self._flushing = self._loop.call_soon(self._flush)
+    def _take(self, messages: deque[bytes], stream: AnyStream) -> None:
+        """Begin as many as there is room for. Raises InvalidRequest for bytes that are none."""
+        while messages and not stream.full:
+            try:
+                request = self._kind.FromString(messages.popleft())
+            except DecodeError:
+                name = self._kind.DESCRIPTOR.full_name
+                raise InvalidRequest(f"the request's bytes are no {name}") from None
+            stream.take(request)
 
     def _flush(self) -> None:
         """Write what is there, unless a write is under way; its end writes the rest."""
@@ -270,14 +292,3 @@ class _Call:
     def _check(self) -> None:
         if self._gone:
             raise _Gone
-
-
-def _take(messages: deque[bytes], stream: Stream) -> None:
-    """Begin as many as there is room for. Raises InvalidRequest for bytes that are no request."""
-    while messages and not stream.full:
-        try:
-            request = pb.ModelInferRequest.FromString(messages.popleft())
-        except DecodeError:
-            name = pb.ModelInferRequest.DESCRIPTOR.full_name
-            raise InvalidRequest(f"the request's bytes are no {name}") from None
-        stream.take(request)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+from collections.abc import Callable
 from functools import cache
 
 from google.protobuf import text_format
@@ -24,15 +25,58 @@ V1 = ALPHA.replace("v1alpha", "v1")
 METHOD = "ServerReflectionInfo"
 
 
-async def answers(
-    requests: AsyncIterable[ServerReflectionRequest], timeout: float | None, parent: str
-) -> AsyncIterator[ServerReflectionResponse]:
-    """Of both versions: their messages are the same, only the packages' names differ. `timeout`
-    and `parent` are what every stream is called with.
+PATHS = frozenset(f"/{service}/{METHOD}" for service in (ALPHA, V1))
+MOST_UNSENT = 64
+"""Answers that may wait to be sent before no more requests are taken."""
+
+Emit = Callable[[ServerReflectionResponse], None]
+
+
+def answer(request: ServerReflectionRequest) -> ServerReflectionResponse:
+    """Of both versions: their messages are the same, only the packages' names differ."""
+    made: ServerReflectionResponse = next(_servicer().ServerReflectionInfo(iter((request,)), None))
+    return made
+
+
+class Stream:
+    """The requests of one stream, as `stream.Stream` is for inference: in by `take`, answers out by
+    `emit`, each at once.
     """
-    servicer = reflection.aio.ReflectionServicer((SERVICE, HEALTH, ALPHA, V1), _pool())
-    async for answer in servicer.ServerReflectionInfo(requests, None):
-        yield answer
+
+    busy = False
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._unsent = 0
+        self._less = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        return self._unsent >= MOST_UNSENT
+
+    def take(self, request: ServerReflectionRequest) -> None:
+        self._unsent += 1
+        self._emit(answer(request))
+
+    def sent(self, answers: int = 1) -> None:
+        self._unsent -= answers
+        self._less.set()
+
+    async def room(self) -> None:
+        while self.full:
+            self._less.clear()
+            await self._less.wait()
+
+    async def finished(self) -> None:
+        """There is nothing to wait for."""
+
+    def close(self) -> None:
+        """Nor to abandon."""
+
+
+@cache
+def _servicer() -> reflection.ReflectionServicer:
+    return reflection.ReflectionServicer((SERVICE, HEALTH, ALPHA, V1), _pool())
 
 
 @cache

@@ -128,10 +128,11 @@ def _health(gateway: Gateway, guard: Guard, ids: RequestIds) -> Methods:
 
 
 def _reflection(guard: Guard, ids: RequestIds) -> Methods:
-    def answers(
-        requests: Any, left: float | None, parent: str, identity: Identity
+    async def answers(
+        requests: AsyncIterable[Any], left: float | None, parent: str, identity: Identity
     ) -> AsyncIterator[Any]:
-        return reflection.answers(requests, left, parent)
+        async for request in requests:
+            yield reflection.answer(request)
 
     answer = _stream(answers, reflection.METHOD, ids, guard)
     read = _reader(ServerReflectionRequest)
