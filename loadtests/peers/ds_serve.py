@@ -12,8 +12,8 @@ class DsServe(KServe):
     key = "ds-serve"
     name = "ds-serve"
     protocols: Sequence[str] = KSERVE
-    settings: Mapping[str, float] = {"gateways": 1}
-    chosen = "as it comes: one gateway and one engine worker"
+    settings: Mapping[str, float] = {"gateways": 0}
+    chosen = "as it comes: two gateways and one engine worker"
 
     def launch(self, setup: Setup) -> Launch:
         ports = ["--http-port", str(setup.http), "--grpc-port", str(setup.grpc)]

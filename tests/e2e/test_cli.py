@@ -84,7 +84,7 @@ def _run(*arguments, cwd=None, seconds=60):
         (["--model", "good.onnx", "--max-batch-size", "0"], "--max-batch-size is 0.*1 or more"),
         (["--model", "good.onnx", "--max-batch-size", "many"], "--max-batch-size.*'many'"),
         (["--model", "good.onnx", "--max-queue-size", "-1"], "--max-queue-size is -1"),
-        (["--model", "good.onnx", "--gateways", "0"], "--gateways is 0"),
+        (["--model", "good.onnx", "--gateways", "-1"], "--gateways is -1"),
         (["--model", "good.onnx", "--max-connections", "-1"], "--max-connections is -1.*0 or more"),
         (["--model", "good.onnx", "--request-timeout", "0"], "--request-timeout is 0.0"),
         (["--model", "good.onnx", "--request-timeout", "nan"], "--request-timeout is nan"),

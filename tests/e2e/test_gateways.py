@@ -224,3 +224,8 @@ def test_metrics_tell_what_was_refused(server):
     assert server.metric("ds_gateway_responses_total", protocol="http", code="404") == before + 1
     assert server.metric("ds_model_ready", model="slow") == 1
     assert "# TYPE nv_inference_count counter" in _get(server, "/metrics").text
+
+
+def test_there_are_two_by_default(tmp_path):
+    with Server("--model", lookup(tmp_path / "lookup.onnx"), "--gateways", "0") as server:
+        assert len(server.gateways()) == min(2, len(os.sched_getaffinity(0)))

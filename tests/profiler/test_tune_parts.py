@@ -17,6 +17,7 @@ from ds_profile.tune.search import Hopeless, Search
 from ds_profile.tune.space import Candidate, Space, laid_out, space_of, written
 from ds_serve import models
 from ds_serve.models import ModelSource
+from ds_serve.supervisor import cpus
 
 INPUT = TensorSpec("x", "FP32", (-1, 4), 0)
 OUTPUT = TensorSpec("y", "FP32", (-1, 4), 0)
@@ -52,7 +53,7 @@ def space(most: int = 64, latency_ms: float = 2.0, in_flight: int = 0, **default
 
 def test_the_default_is_among_the_values() -> None:
     found = space(most=48, delay=30, slots=5)
-    assert found.default == Candidate(48, 30, 5, 1)
+    assert found.default == Candidate(48, 30, 5, gateways=cpus.gateways(0))
     assert found.values["max_batch_size"] == (1, 2, 4, 8, 16, 32, 48, 64, 128, 256)
     assert found.values["instances"] == (1, 2, 5)
     assert found.values["delay_us"] == (0, 30, 100, 250, 500, 1000)

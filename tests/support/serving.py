@@ -27,12 +27,15 @@ class Server:
     """`ds-serve` on free ports, in a `with` block that leaves none of its processes behind.
 
     Entering waits until the server is ready; without the block call `start`, `wait_ready` and
-    `close`. `arguments` are the command line's, the ports apart. `http` is an URL such as
+    `close`. `arguments` are the command line's, the ports apart; there is one gateway where they
+    do not say otherwise, as that starts sooner. `http` is an URL such as
     http://127.0.0.1:1234, `grpc` is host:port; both are there once the server is ready.
     """
 
     def __init__(self, *arguments: str | Path) -> None:
         self.arguments = [str(argument) for argument in arguments]
+        if "--gateways" not in self.arguments:
+            self.arguments += ["--gateways", "1"]
         self.http = self.grpc = ""
         self._folder = tempfile.TemporaryDirectory(prefix="test-serving-")
         self.log_file = Path(self._folder.name, "log")

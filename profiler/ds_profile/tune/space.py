@@ -13,6 +13,7 @@ from ds_profile.server import Model
 from ds_proto.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from ds_serve.models import CONFIG, ModelSource
 from ds_serve.settings import Settings
+from ds_serve.supervisor import cpus
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DELAYS = (0, 100, 250, 500, 1000, 2000, 5000, 10_000, 20_000)
@@ -73,7 +74,7 @@ def default_of(model: Model, base: ModelConfig | None) -> Candidate:
         max_batch_size=size if model.batched else 0,
         delay_us=model.config.dynamic_batching.max_queue_delay_microseconds,
         instances=sum(group.count for group in model.config.instance_group) or 1,
-        gateways=Settings().gateways,
+        gateways=cpus.gateways(Settings().gateways),
     )
 
 
