@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
@@ -103,10 +104,9 @@ def test_every_route_but_health_asks_for_a_key(server, keys):
             with pytest.raises(grpc.RpcError) as refused:
                 list(call(iter([b"\x3a\x00"]), timeout=20))
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-            answers = call(
-                iter([b"\x3a\x00"]), timeout=20, metadata=[*bearer(keys["user"]).items()]
-            )
-            assert b"inference.GRPCInferenceService" in list(answers)[0]
+            metadata = tuple(bearer(keys["user"]).items())
+            (listed,) = call(iter([b"\x3a\x00"]), timeout=20, metadata=metadata)
+            assert b"inference.GRPCInferenceService" in listed
 
 
 def health_of(server, model, *keys):
@@ -168,7 +168,7 @@ def test_a_key_is_good_for_its_models(server, keys):
 
 
 def test_a_rate_holds_over_both_protocols_and_all_gateways(server, keys):
-    taken = 0
+    taken, begun = 0, time.monotonic()
     with Client(server.grpc, api_key=keys["slow"], retry=None, connections=4) as client:
         for index in range(20):
             if index % 2:
@@ -180,7 +180,7 @@ def test_a_rate_holds_over_both_protocols_and_all_gateways(server, keys):
             with suppress(RateLimited):
                 client.infer("mlp", X)
                 taken += 1
-    assert 4 <= taken < 12
+    assert 4 <= taken <= 4 + 2 * (time.monotonic() - begun) + 1
 
 
 def test_one_request_at_a_time(server, keys):
