@@ -14,7 +14,7 @@ from ds_engines.manifest import DataSet, DataSets, Judgement, Manifest
 from ds_quantize import artifact, configuration, disk, gate, libraries, report, stored
 from ds_quantize.data import Data
 from ds_quantize.errors import QuantizeError
-from ds_quantize.evaluate import Evaluation, engines
+from ds_quantize.evaluate import Evaluation, engines, joining
 from ds_quantize.forms import FolderModel, Measured, OnnxModel, PlanModel
 from ds_quantize.gate import Verdict
 from ds_quantize.pipeline import Candidate, Pipeline
@@ -53,7 +53,7 @@ def proven(pipeline: Pipeline, candidate: Candidate) -> Proven:
 def promote(pipeline: Pipeline, result: Proven, output: Path) -> Path:
     """Write it as the next version of the model's folder `output`; the version's folder."""
     model = result.candidate.made.model
-    config = _config(result.candidate, output, pipeline.job.threads)
+    config = _config(pipeline, result, output)
 
     def fill(folder: Path) -> None:
         stored.copy(model, folder, FILES.get(model.form, ""))
@@ -95,15 +95,19 @@ def _data(given: Data | None) -> DataSet | None:
     return None if given is None else DataSet(given.source, given.digest, given.rows)
 
 
-def _config(candidate: Candidate, output: Path, threads: int) -> str:
+def _config(pipeline: Pipeline, result: Proven, output: Path) -> str:
     """The text of a config.pbtxt for the new version, which fits one that is there already."""
-    model = candidate.made.model
+    candidate, model = result.candidate, result.candidate.made.model
     if isinstance(model, FolderModel):
         return f'name: "{output.name}"\n'
     tensors = candidate.judged.model
     if not isinstance(tensors, OnnxModel | PlanModel):
         raise QuantizeError(f"a model of form {model.form!r} is nothing that a server loads")
-    with closing(configuration.opened(tensors.path, engines.usable(threads))) as engine:
-        file = FILES[model.form]
-        configuration.check_against(output, engine.spec, file)
-        return configuration.written(engine.spec, output.name, file, BACKENDS[model.form])
+    with closing(
+        configuration.opened(tensors.path, engines.usable(pipeline.job.threads))
+    ) as engine:
+        spec, file = engine.spec, FILES[model.form]
+        if result.evaluation.joined_rows and pipeline.engine is not None:
+            spec = joining.with_axes(spec, pipeline.engine.spec) or spec
+        configuration.check_against(output, spec, file)
+        return configuration.written(spec, output.name, file, BACKENDS[model.form])

@@ -108,7 +108,8 @@ class Evaluation(msgspec.Struct, frozen=True):
     `metrics`: the one that was asked for first. `agreement`: the share of rows, or of positions,
     where both give the same answer. `cosine`: of the output that is furthest off. `faults`: what
     is wrong by itself (an output that is constant, or not finite); a gate never passes one.
-    `notes`: what the reader should know.
+    `notes`: what the reader should know. `joined_rows`: so many rows are a batch at most, as the
+    candidate's rounding makes them change one another; 0 where they do not, or no batch is formed.
     """
 
     data: str
@@ -124,6 +125,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     layers: tuple[LayerError, ...] = ()
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    joined_rows: int = 0
 
     @property
     def quality(self) -> Quality:

@@ -14,7 +14,17 @@ from ds_engines.base import Array, BatchEngine, EngineOptions, Tensors
 from ds_quantize.context import Context
 from ds_quantize.data import Batch, Data, fit
 from ds_quantize.errors import DataError, MethodError, SourceError
-from ds_quantize.evaluate import Evaluation, Options, Side, Timing, engines, layers, memory, text
+from ds_quantize.evaluate import (
+    Evaluation,
+    Options,
+    Side,
+    Timing,
+    engines,
+    joining,
+    layers,
+    memory,
+    text,
+)
 from ds_quantize.evaluate.metrics import Metric, chosen, resolve
 from ds_quantize.evaluate.outputs import by_row
 from ds_quantize.evaluate.speed import timings
@@ -22,8 +32,13 @@ from ds_quantize.evaluate.tally import Tally
 from ds_quantize.forms import Model
 from ds_quantize.loaders.fitting import Fitted
 
-ROWS = 16
+ROWS = joining.ROWS
 """Rows a batch while the metric is taken."""
+
+LOOSE = (
+    f"the candidate's rounding makes rows of a batch change one another a little: it was judged in "
+    f"batches of {ROWS}, and the config.pbtxt of a promoted version allows no larger ones"
+)
 
 FEW = 100
 """Rows below which intervals are so wide that the reader should be told."""
@@ -58,6 +73,8 @@ def compare(
         closing(engines.opened(candidate, threads)) as second,
     ):
         _require_same_tensors(first, second)
+        loose = joining.joined(first, second, data)
+        second.spec = loose or second.spec
         original = Half(baseline, first, _fitted(first, data))
         same = first.spec.inputs == second.spec.inputs
         ours = Half(candidate, second, original.data if same else _fitted(second, data))
@@ -78,7 +95,8 @@ def compare(
             outputs=tally.outputs(),
             layers=found.layers,
             faults=_faults(tally, found),
-            notes=(*_notes(original, ours), *found.notes),
+            joined_rows=ROWS if loose else 0,
+            notes=(*_notes(original, ours), *((LOOSE,) if loose else ()), *found.notes),
         )
 
 
