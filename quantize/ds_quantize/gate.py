@@ -57,7 +57,10 @@ class Check:
 
 
 def _accuracy(evaluation: Evaluation) -> float:
-    return evaluation.quality.candidate.value
+    """Of an error rate, what is right."""
+    quality = evaluation.quality
+    value = quality.candidate.value
+    return value if quality.better == "higher" else 1 - value
 
 
 def _estimate(name: str) -> Callable[[Evaluation], float]:

@@ -1,0 +1,28 @@
+"""Real models through the quantization pipeline: how much smaller, how much faster, how near.
+
+`python -m loadtests.quantize` runs all of them and writes the table of docs/quantize-results.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPES = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `ds-quantize` is given: a model, data, and a recipe with limits."""
+
+    name: str
+    about: str
+    model: str
+    calibration: str
+    evaluation: str
+    recipe: Path
+
+
+def recipe(name: str) -> Path:
+    """Of this folder."""
+    return RECIPES / f"{name}.yaml"

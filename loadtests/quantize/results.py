@@ -1,0 +1,94 @@
+"""What was measured, as the table of a page."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from ds_quantize.api import Quantized
+from ds_quantize.evaluate import Estimate, Evaluation
+from ds_quantize.gate import Verdict
+from loadtests.quantize import Case
+
+COLUMNS = (
+    "model", "recipe", "metric", "original", "candidate", "agreement", "size", "speedup at batch",
+    "passed",
+)  # fmt: skip
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model."""
+
+    case: Case
+    recipe: str
+    evaluation: Evaluation
+    verdict: Verdict
+
+    def cells(self) -> tuple[str, ...]:
+        found = self.evaluation
+        quality = found.quality
+        speedups = ", ".join(f"{batch}: {ratio:.1f}" for batch, ratio in found.speedups.items())
+        return (
+            f"{self.case.name}: {self.case.about}",
+            f"`{self.recipe}`",
+            quality.metric,
+            "" if quality.baseline is None else _estimate(quality.baseline),
+            _estimate(quality.candidate),
+            "" if found.agreement is None or quality.metric == "cosine" else
+            _estimate(found.agreement),
+            f"{100 * found.size:.0f} % of {found.baseline.size_bytes / 1e6:.1f} MB",
+            speedups,
+            "yes" if self.verdict.passed else "; ".join(self.verdict.reasons),
+        )  # fmt: skip
+
+
+def line(case: Case, made: Quantized) -> Line:
+    if made.evaluation is None or made.verdict is None:
+        raise ValueError(f"{case.name} was not evaluated")
+    return Line(case, case.recipe.stem, made.evaluation, made.verdict)
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(line.cells() for line in lines)]
+    return machine() + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def machine() -> str:
+    """One paragraph."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    busy = f"busy with other work (load average {load:.1f} on {cores} cores)"
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {_processor()}, {cores} "
+        f"cores, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"{busy if load > 1.5 * cores else 'otherwise idle'}; Python {platform.python_version()}, "
+        f"onnxruntime {version('onnxruntime')}."
+    )
+
+
+def _processor() -> str:
+    for text in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = text.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def write(page: Path, lines: Sequence[Line]) -> None:
+    """Between two marks of the page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{markdown(lines)}\n{END}{after}", encoding="utf-8")
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
