@@ -26,6 +26,7 @@ from ds_quantize.progress import Reporter
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+LOCKS = ".locks"
 
 Make = Callable[[Path], dict[str, Any]]
 """Writes a stage's files into the folder given, and returns what else is to be kept, as JSON."""
@@ -101,9 +102,9 @@ class Stages:
         return Done(key, folder, msgspec.json.decode(text, type=Record), reused=False)
 
     def _lock(self, folder: Path) -> Path:
-        lock = folder.with_name(f"{folder.name}.lock")
+        lock = self.root / LOCKS / folder.name
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            lock.parent.mkdir(parents=True, exist_ok=True)
             lock.touch()
         except OSError as error:
             raise QuantizeError(
