@@ -86,11 +86,15 @@ def without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
 
 
 def _described(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
-    return {
+    axis = tensor.batch_axis if batched else None
+    said: dict[str, Any] = {
         "name": tensor.name,
         "data_type": type_name(tensor.datatype),
-        "dims": without(tensor.shape, tensor.batch_axis if batched else None),
+        "dims": without(tensor.shape, axis),
     }
+    if tensor.reshape is not None:
+        said["reshape"] = {"shape": without(tensor.reshape, axis)}
+    return said
 
 
 def _describe_scheduling(config: ModelConfig, spec: ModelSpec) -> None:

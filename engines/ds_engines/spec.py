@@ -15,11 +15,12 @@ TimeoutAction = Literal["REJECT", "DELAY"]
 class TensorSpec(msgspec.Struct, frozen=True):
     """One input or output.
 
-    `datatype` is a KServe v2 name (`FP32`, `BYTES`, ...). `shape` is whole, as the engine sees
-    it, with -1 for a dynamic axis. `batch_axis` is the axis along which rows of several requests
-    are joined; None for a tensor that all requests of a batch must have in common. `labels` are
-    names for the elements of an output, the first's first. `format` says how an input's axes are
-    meant, in Triton's words (`FORMAT_NCHW`, ...), which clients that send pictures look for.
+    `datatype` is a KServe v2 name (`FP32`, `BYTES`, ...). `shape` is whole, as clients see it,
+    with -1 for a dynamic axis; `reshape` is the model's own where that is another. `batch_axis` is
+    the axis along which rows of several requests are joined; None for a tensor that all requests
+    of a batch must have in common. `labels` are names for the elements of an output, the first's
+    first. `format` says how an input's axes are meant, in Triton's words (`FORMAT_NCHW`, ...),
+    which clients that send pictures look for.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     optional: bool = False
     labels: tuple[str, ...] = ()
     format: str = "FORMAT_NONE"
+    reshape: tuple[int, ...] | None = None
 
 
 class QueuePolicy(msgspec.Struct, frozen=True):

@@ -279,7 +279,19 @@ def fill(message, field) -> None:
         ("input { name: 'x' data_type: TYPE_FP16 }", "is TYPE_FP16, but the model file has TYPE_F"),
         ("input { name: 'x' dims: [65] }", "dims are [65], but the model file has [64] without"),
         ("output { name: 'y' dims: [-1] }", "output 'y': dims are [-1], but the model file has [8"),
-        ("input { name: 'x' reshape { shape: [8, 8] } }", "field 'input.reshape' is not supported"),
+        (
+            "input { name: 'x' dims: [8, 8] reshape { shape: [8] } }",
+            "reshape.shape is [8], but the",
+        ),
+        ("input { name: 'x' reshape { shape: [64] } }", "dims are []; beside a reshape they must"),
+        (
+            "input { name: 'x' dims: [8, 9] reshape { shape: [64] } }",
+            "input 'x': dims are [8, 9] and reshape.shape is [64]; both must have as many elements",
+        ),
+        (
+            "output { name: 'y' dims: [-1] reshape { shape: [8] } }",
+            "output 'y': dims are [-1] and reshape.shape is [8]; both must have as many elements",
+        ),
         ("input { name: 'x' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not"),
         ("input { name: 'x' optional: true }", "field 'input.optional' is not supported"),
         ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' in "),
@@ -402,6 +414,73 @@ def test_a_model_batched_along_other_axes_is_described_whole():
         "batch_axis.output": "0",
         "batch_axis.stateN": "1",
     }
+
+
+RANKS = msgspec.structs.replace(
+    MLP,
+    inputs=(TensorSpec("x", "FP32", (-1, 8, -1, 6), batch_axis=0),),
+    outputs=(TensorSpec("y", "FP32", (-1,), batch_axis=0),),
+)
+
+
+def test_clients_may_see_another_shape_than_the_model(apply):
+    spec = apply(
+        """
+        max_batch_size: 4
+        input { name: "x" dims: [2, 4, -1, 1, 6] reshape { shape: [8, -1, 6] } }
+        output { name: "y" dims: [1] reshape { shape: [] } }
+        """,
+        RANKS,
+    )
+    assert (spec.inputs[0].shape, spec.inputs[0].reshape) == ((-1, 2, 4, -1, 1, 6), (-1, 8, -1, 6))
+    assert (spec.outputs[0].shape, spec.outputs[0].reshape) == ((-1, 1), (-1,))
+    told = config_pbtxt.describe(spec)
+    assert ([*told.input[0].dims], [*told.input[0].reshape.shape]) == ([2, 4, -1, 1, 6], [8, -1, 6])
+    assert ([*told.output[0].dims], told.output[0].HasField("reshape")) == ([1], True)
+    assert config_pbtxt.apply(RANKS, told, "told") == spec
+
+
+def test_a_model_that_is_not_batched_may_be_reshaped_whole(apply):
+    """As densenet_onnx is, the first example of Triton's documentation."""
+    fixed = msgspec.structs.replace(
+        unproven(MLP),
+        inputs=(TensorSpec("data_0", "FP32", (1, 3, 224, 224)),),
+        outputs=(TensorSpec("fc6_1", "FP32", (1, 1000, 1, 1)),),
+    )
+    text = """
+        max_batch_size: 0
+        input { name: "data_0" format: FORMAT_NCHW dims: [3, 224, 224]
+            reshape { shape: [1, 3, 224, 224] } }
+        output { name: "fc6_1" dims: [1000] reshape { shape: [1, 1000, 1, 1] } }
+    """
+    spec = apply(text, fixed)
+    assert (spec.inputs[0].shape, spec.outputs[0].shape) == ((3, 224, 224), (1000,))
+    assert (spec.inputs[0].reshape, spec.outputs[0].reshape) == (
+        fixed.inputs[0].shape,
+        fixed.outputs[0].shape,
+    )
+    # Whole shapes switch batching off even where no batch size is given.
+    text = "input { name: 'x' dims: [64] reshape { shape: [1, 64] } }"
+    assert apply(text).inputs[0].reshape == (1, 64)
+    assert apply(text).batch.max_batch_size == 0
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"),
+    [("2, 4, -1, 6", "4, -1, 12"), ("-1, 8", "8, -1"), ("-1, -1", "-1"), ("2", "")],
+)
+def test_sizes_that_vary_must_be_told_apart(apply, dims, shape):
+    known = tuple(int(size) for size in shape.split(",") if size)
+    spec = msgspec.structs.replace(MLP, inputs=(TensorSpec("x", "FP32", (-1, *known), 0),))
+    text = f"max_batch_size: 4 input {{ name: 'x' dims: [{dims}] reshape {{ shape: [{shape}] }} }}"
+    with pytest.raises(ConfigError, match="as many elements, and as many -1"):
+        apply(text, spec)
+
+
+def test_a_reshape_needs_the_batch_axis_to_be_the_first(apply):
+    text = "input { name: 'state' dims: [256] reshape { shape: [2, 128] } }"
+    with pytest.raises(ConfigError, match="reshape needs the batch axis to be the first, but it"):
+        apply(text, VAD)
 
 
 def test_strings_have_the_configurations_own_name():

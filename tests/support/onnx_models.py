@@ -274,6 +274,26 @@ def shifted(path: Path, datatype: str, operator: str = "Identity") -> Path:
     )  # fmt: skip
 
 
+def doubled(path: Path, shape: Shape) -> Path:
+    """y = 2 * x, both of that shape."""
+    return save(
+        path,
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [_value("x", FLOAT, shape)],
+        [_value("y", FLOAT, shape)],
+    )
+
+
+def pooled(path: Path) -> Path:
+    """The mean of each colour of one picture, with a batch axis that is always 1."""
+    return save(
+        path,
+        [helper.make_node("GlobalAveragePool", ["picture"], ["means"])],
+        [_value("picture", FLOAT, (1, 3, 4, 4))],
+        [_value("means", FLOAT, (1, 3, 1, 1))],
+    )
+
+
 def told_sums(path: Path, text: bool = False) -> Path:
     """A sequence's model. x FP32[batch, 1] to y, the sum of the sequence's so far, with what it is
     told: start INT32, end FP32, ready BOOL, all [batch, 1], and id, UINT64 or text, given back as

@@ -171,6 +171,8 @@ def _state(
     for tensor in (into, out):
         check_type(tensor, given.data_type, f"{where}: {tensor.name!r}")
         check_dims(spec, tensor, given.dims, f"{where}: {tensor.name!r}")
+        if tensor.reshape is not None:
+            raise ConfigError(f"{where}: {tensor.name!r} is a state, which can have no reshape")
         _require_axis(spec, tensor, where)
     state = StateTensor(into.name, out.name, into.datatype, tuple(given.dims))
     if not given.initial_state:

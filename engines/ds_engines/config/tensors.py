@@ -12,7 +12,9 @@ from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
 
-_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename", "format")
+Shape = tuple[int, ...]
+
+_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename", "format", "reshape")
 
 
 def overlaid(
@@ -33,7 +35,7 @@ def overlaid(
         seen.add(tensor.name)
         refuse_other(tensor, source, f"{what}.", _HONOURED)
         check_type(found[tensor.name], tensor.data_type, where)
-        shaped = _shaped(spec, found[tensor.name], tuple(tensor.dims), where)
+        shaped = _shaped(spec, found[tensor.name], tensor, where)
         if isinstance(tensor, ModelInput) and tensor.format:
             name = ModelInput.Format.Name(tensor.format)
             shaped = msgspec.structs.replace(shaped, format=name)
@@ -41,14 +43,57 @@ def overlaid(
     return tuple(found.values())
 
 
-def _shaped(spec: ModelSpec, known: TensorSpec, dims: tuple[int, ...], where: str) -> TensorSpec:
+def _shaped(
+    spec: ModelSpec, known: TensorSpec, given: ModelInput | ModelOutput, where: str
+) -> TensorSpec:
     """The tensor with the sizes that `dims` fixes; no `dims` leaves it as the file has it."""
+    dims = tuple(given.dims)
+    if given.HasField("reshape"):
+        return _reshaped(spec, known, dims, tuple(given.reshape.shape), where)
     if not dims:
         return known
-    axis = row_axis(spec, known)
     check_dims(spec, known, dims, where)
-    shape = dims if axis is None else (*dims[:axis], known.shape[axis], *dims[axis:])
-    return msgspec.structs.replace(known, shape=shape)
+    return msgspec.structs.replace(known, shape=_whole(known, dims, row_axis(spec, known)))
+
+
+def _reshaped(
+    spec: ModelSpec, known: TensorSpec, dims: Shape, own: Shape, where: str
+) -> TensorSpec:
+    """The tensor with `dims` for clients, where `own` is the model's shape."""
+    axis = row_axis(spec, known)
+    if axis:
+        raise ConfigError(
+            f"{where}: reshape needs the batch axis to be the first, but it is axis {axis}"
+        )
+    check_dims(spec, known, own, where, "reshape.shape is")
+    if not dims or not all(size == -1 or size > 0 for size in dims):
+        raise ConfigError(
+            f"{where}: dims are {show(dims)}; beside a reshape they must be what clients see: "
+            "sizes above 0, or -1 for any size"
+        )
+    if _pieces(dims) != _pieces(own):
+        raise ConfigError(
+            f"{where}: dims are {show(dims)} and reshape.shape is {show(own)}; both must have as "
+            "many elements, and as many -1, with as many elements before, between and after them"
+        )
+    return msgspec.structs.replace(
+        known, shape=_whole(known, dims, axis), reshape=_whole(known, own, axis)
+    )
+
+
+def _pieces(shape: Shape) -> list[int]:
+    """The elements before, between and after the axes that vary."""
+    pieces = [1]
+    for size in shape:
+        if size == -1:
+            pieces.append(1)
+        else:
+            pieces[-1] *= size
+    return pieces
+
+
+def _whole(known: TensorSpec, dims: Shape, axis: int | None) -> Shape:
+    return dims if axis is None else (*dims[:axis], known.shape[axis], *dims[axis:])
 
 
 def row_axis(spec: ModelSpec, tensor: TensorSpec) -> int | None:
@@ -56,7 +101,9 @@ def row_axis(spec: ModelSpec, tensor: TensorSpec) -> int | None:
     return tensor.batch_axis if spec.batch.max_batch_size else None
 
 
-def check_dims(spec: ModelSpec, known: TensorSpec, dims: Sequence[int], where: str) -> None:
+def check_dims(
+    spec: ModelSpec, known: TensorSpec, dims: Sequence[int], where: str, what: str = "dims are"
+) -> None:
     """Raises ConfigError where `dims` are not one row's, or where not batched the whole's."""
     axis = row_axis(spec, known)
     rest = without(known.shape, axis)
@@ -66,7 +113,7 @@ def check_dims(spec: ModelSpec, known: TensorSpec, dims: Sequence[int], where: s
     if not fits:
         batch = f" without the batch axis {axis}" if axis is not None else ""
         raise ConfigError(
-            f"{where}: dims are {show(dims)}, but the model file has {show(rest)}{batch}"
+            f"{where}: {what} {show(dims)}, but the model file has {show(rest)}{batch}"
         )
 
 

@@ -10,7 +10,6 @@ import msgspec
 from google.protobuf import json_format
 
 from ds_engines import config_pbtxt
-from ds_engines.config.refusals import falsy
 from ds_engines.datatypes import DATATYPES
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
@@ -85,9 +84,6 @@ def _refuse(config: ModelConfig, source: str) -> None:
         raise ConfigError(f"{source}: sequence_batching is not supported for Python models")
     if config.response_cache.enable and config.model_transaction_policy.decoupled:
         raise ConfigError(f"{source}: response_cache cannot go with decoupled answers")
-    for tensor in config.input:
-        if tensor.HasField("reshape") and not falsy(tensor.reshape):
-            raise ConfigError(f"{source}: field 'input.reshape' is not supported")
 
 
 def _tensors(
@@ -99,9 +95,11 @@ def _tensors(
 def _tensor(given: ModelInput | ModelOutput, size: int, where: str) -> TensorSpec:
     if not given.name:
         raise ConfigError(f"{where}: a tensor needs a name")
-    dims = tuple(given.dims)
+    dims = tuple(given.reshape.shape if given.HasField("reshape") else given.dims)
     if any(size != -1 and size < 1 for size in dims):
-        raise ConfigError(f"{where}: dims are {list(dims)}; each must be -1 or above 0")
+        raise ConfigError(
+            f"{where}: its dims or reshape.shape are {list(dims)}; each must be -1 or above 0"
+        )
     return TensorSpec(
         name=given.name,
         datatype=_datatype(given.data_type, where),

@@ -24,6 +24,7 @@ from ds_engines.python_backend.requests import (
     Context,
     InferenceRequest,
     InferenceResponse,
+    Served,
 )
 from ds_engines.spec import ModelSpec
 from ds_engines.whole import Caller, WholeRequest
@@ -48,6 +49,7 @@ class PythonEngine:
         self._class = loading.model_class(self._file)
         config = self._complete(config or ModelConfig(), spec)
         self.spec = configuration.completed(spec, config, self._source, folder)
+        self._served = Served.of(self.spec)
         self.joins = config.HasField("dynamic_batching") and bool(self.spec.batch.max_batch_size)
         if not self.spec.outputs or not self.spec.inputs:
             missing = "inputs" if self.spec.outputs else "outputs"
@@ -65,7 +67,7 @@ class PythonEngine:
     def execute(self, given: Sequence[WholeRequest]) -> None:
         """Run requests on an object that is free. What goes wrong is an answer to each."""
         name, model = self._objects.get()
-        asked = [InferenceRequest.given(one, decoupled=self.spec.decoupled) for one in given]
+        asked = [InferenceRequest.given(one, self._served) for one in given]
         said = Context(min(one.deadline for one in given), given[0].partition)
         token = requests.context.set(said)
         try:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from ds_engines.errors import ServeError
+from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.python_backend.faults import (
     TritonError,
     TritonModelException,
@@ -20,7 +20,9 @@ from ds_engines.python_backend.faults import (
     to_server,
 )
 from ds_engines.python_backend.tensor import Tensor, wire
-from ds_engines.whole import Caller, ModelCall, ModelReply, WholeRequest
+from ds_engines.reshaping import Reshapes
+from ds_engines.spec import ModelSpec
+from ds_engines.whole import Caller, ModelCall, ModelReply, Output, WholeRequest
 
 RESPONSE_COMPLETE_FINAL = 1
 SEQUENCE_START, SEQUENCE_END = 1, 2
@@ -57,6 +59,19 @@ def caller() -> Caller:
     return _process[0]
 
 
+@dataclass(frozen=True)
+class Served:
+    """What the configuration says of the model's answers. `outputs`: the names of them all."""
+
+    decoupled: bool
+    outputs: tuple[str, ...]
+    reshapes: Reshapes
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Served:
+        return cls(spec.decoupled, tuple(each.name for each in spec.outputs), Reshapes(spec))
+
+
 class InferenceResponse:
     """The outputs of one request, or what went wrong."""
 
@@ -91,9 +106,10 @@ class InferenceResponse:
 class InferenceResponseSender:
     """Sends the answers of one request, from any thread."""
 
-    def __init__(self, request: WholeRequest, *, decoupled: bool) -> None:
+    def __init__(self, request: WholeRequest, model: Served) -> None:
         self._request = request
-        self._decoupled = decoupled
+        self._model = model
+        self._decoupled = model.decoupled
         self._lock = threading.Lock()
         self._sent = 0
         self.closed = False
@@ -137,14 +153,22 @@ class InferenceResponseSender:
         if error is not None:
             self._request.respond(None, to_server(error), final=True)
             return
-        wanted = self._request.outputs
-        outputs = [
-            wire(tensor)
-            for tensor in response.output_tensors()
-            if not wanted or tensor.name() in wanted
-        ]
+        try:
+            outputs = self._wanted(response)
+        except EngineFailure as wrong:
+            self._request.respond(None, wrong, final=True)
+            return
         last = final or not self._decoupled
         self._request.respond(outputs, None, final=last, parameters=response.told)
+
+    def _wanted(self, response: InferenceResponse) -> list[Output]:
+        """Those that the client has named, or else all that the configuration names."""
+        wanted = self._request.outputs or self._model.outputs
+        found = [wire(tensor) for tensor in response.output_tensors() if tensor.name() in wanted]
+        return [
+            (name, datatype, self._model.reshapes.to_client(name, array))
+            for name, datatype, array in found
+        ]
 
 
 class InferenceTrace:
@@ -180,18 +204,19 @@ class InferenceRequest:
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
-    def given(cls, request: WholeRequest, *, decoupled: bool) -> InferenceRequest:
+    def given(cls, request: WholeRequest, model: Served) -> InferenceRequest:
         """One that a client has sent."""
+        inputs = model.reshapes.to_model(request.inputs)
         made = cls(
             request.id,
             request.sequence,
-            [Tensor(name, array) for name, array in request.inputs.items()],
-            sorted(request.outputs),
+            [Tensor(name, array) for name, array in inputs.items()],
+            sorted(request.outputs or model.outputs),
             flags=SEQUENCE_START * request.start + SEQUENCE_END * request.end,
             timeout=request.timeout_us,
         )
         made._parameters = dict(request.parameters)
-        made._sender = InferenceResponseSender(request, decoupled=decoupled)
+        made._sender = InferenceResponseSender(request, model)
         return made
 
     def inputs(self) -> list[Tensor]:

@@ -12,6 +12,7 @@ import uvloop
 from ds_engines import base, config_pbtxt
 from ds_engines.base import BatchEngine
 from ds_engines.errors import ServeError
+from ds_engines.reshaping import Reshapes, ReshapingEngine
 from ds_serve import child, metrics
 from ds_serve.worker.config import WorkerConfig
 from ds_serve.worker.warming import warm
@@ -44,6 +45,8 @@ def _described(engine: BatchEngine, config: WorkerConfig) -> BatchEngine:
         engine.spec = config_pbtxt.apply(
             engine.spec, overlay, str(config.config_file), config.folder
         )
+    if Reshapes(engine.spec):
+        return ReshapingEngine(engine)
     return engine
 
 
