@@ -40,7 +40,7 @@ _Loader.add_implicit_resolver(
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name; `_base.yaml` is only there to be extended."""
+    """The recipes that come with the package, by name; `_base` is only there to be extended."""
     return {path.stem: path for path in sorted(SHIPPED.glob("[!_]*.yaml"))}
 
 
