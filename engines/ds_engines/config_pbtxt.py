@@ -65,6 +65,7 @@ def apply(
         spec,
         inputs=overlaid(spec, spec.inputs, config.input, source, "input"),
         outputs=overlaid(spec, spec.outputs, config.output, source, "output"),
+        defaulted=(),
         slots=batching.slots(spec, config.instance_group, source) or spec.slots,
         versions=_versions(config),
     )

@@ -94,7 +94,18 @@ class OnnxRuntimeEngine:
             platform="onnxruntime_onnx",
             inputs=tuple(joined(inputs, symbols)),
             outputs=tuple(outputs),
+            defaulted=self._defaulted(spec),
         )
+
+    def _defaulted(self, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+        """Inputs with an initializer, as older files have them for every weight."""
+        unfit = "BYTES" if self._has_bf16 else "BF16"
+        found = (
+            _tensor(spec, node)
+            for node in self._session.get_overridable_initializers()
+            if node.type in DATATYPES
+        )
+        return tuple(tensor for tensor in found if tensor.datatype != unfit)
 
 
 def _refuse(options: EngineOptions) -> None:

@@ -183,7 +183,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
     """One version of one model, ready for an engine to load and a gateway to check against.
 
     `cached`: equal requests may be given the same answer. `decoupled`: a request has any number of
-    answers. `steps` are those of an ensemble, whose `artifact` is its configuration.
+    answers. `steps` are those of an ensemble, whose `artifact` is its configuration. `defaulted`
+    are inputs that the model file has values for: requests may bring them where the configuration
+    names them, and then they are among `inputs`.
     """
 
     name: str
@@ -194,6 +196,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     versions: VersionPolicy = VersionPolicy()
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    defaulted: tuple[TensorSpec, ...] = ()
     batch: BatchPolicy = BatchPolicy()
     slots: int = 1
     platform: str = ""

@@ -293,7 +293,10 @@ def fill(message, field) -> None:
             "output 'y': dims are [-1] and reshape.shape is [8]; both must have as many elements",
         ),
         ("input { name: 'x' allow_ragged_batch: true }", "field 'input.allow_ragged_batch' is not"),
-        ("input { name: 'x' optional: true }", "field 'input.optional' is not supported"),
+        (
+            "input { name: 'x' optional: true }",
+            "input 'x' is optional, but the model cannot do without it: the model file has no val",
+        ),
         ("output { name: 'y' label_filename: 'l' }", "label_filename 'l' in "),
         ("output { name: 'y' label_filename: '../l' }", "'../l' must be a path below the model's"),
         ("model_operations { op_library_filename: 'a' }", "'model_operations' is not supported"),
@@ -481,6 +484,27 @@ def test_a_reshape_needs_the_batch_axis_to_be_the_first(apply):
     text = "input { name: 'state' dims: [256] reshape { shape: [2, 128] } }"
     with pytest.raises(ConfigError, match="reshape needs the batch axis to be the first, but it"):
         apply(text, VAD)
+
+
+def test_inputs_with_a_value_in_the_file_are_served_where_they_are_named(apply):
+    scale = TensorSpec("scale", "FP32", (1,))
+    shift = TensorSpec("shift", "FP32", (-1, 1))
+    whole = msgspec.structs.replace(MLP, defaulted=(scale, shift))
+    assert apply("", whole) == MLP
+    named = apply("input { name: 'scale' dims: [1] }", whole)
+    assert named.inputs == (*MLP.inputs, scale)
+    spec = apply(
+        "max_batch_size: 8 input { name: 'scale' optional: true } "
+        "input { name: 'shift' dims: [1] optional: true }",
+        whole,
+    )
+    assert [(each.name, each.optional, each.batch_axis) for each in spec.inputs] == [
+        ("x", False, 0),
+        ("scale", True, None),
+        ("shift", True, 0),
+    ]
+    with pytest.raises(ConfigError, match=r"without it: .* it has values for scale, shift"):
+        apply("input { name: 'x' optional: true }", whole)
 
 
 def test_strings_have_the_configurations_own_name():

@@ -294,6 +294,27 @@ def pooled(path: Path) -> Path:
     )
 
 
+def scaled(path: Path) -> Path:
+    """y = x * factor + shift, both of which have a value in the file: 2, and 0 for every row."""
+    return save(
+        path,
+        [
+            helper.make_node("Mul", ["x", "factor"], ["product"]),
+            helper.make_node("Add", ["product", "shift"], ["y"]),
+        ],
+        [
+            _value("x", FLOAT, ["rows", 3]),
+            _value("factor", FLOAT, [1]),
+            _value("shift", FLOAT, ["rows", 1]),
+        ],
+        [_value("y", FLOAT, ["rows", 3])],
+        [
+            _constant("factor", np.array([2], np.float32)),
+            _constant("shift", np.zeros((1, 1), np.float32)),
+        ],
+    )
+
+
 def told_sums(path: Path, text: bool = False) -> Path:
     """A sequence's model. x FP32[batch, 1] to y, the sum of the sequence's so far, with what it is
     told: start INT32, end FP32, ready BOOL, all [batch, 1], and id, UINT64 or text, given back as

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from ds_engines.config.tensors import no_tensor, show
+from ds_engines.config.tensors import no_tensor, own_shape, show
 from ds_engines.config_message import AXIS
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
-from ds_proto.model_config_pb2 import ModelConfig, ModelInput, ModelOutput, ModelParameter
+from ds_proto.model_config_pb2 import ModelConfig, ModelParameter
 
 
 def axes(
@@ -73,16 +73,11 @@ def batched(
 
 def _whole(spec: ModelSpec, config: ModelConfig) -> bool:
     """Whether some `dims` include the batch axis: a model so described is not batched."""
-    given = {tensor.name: _rank(tensor) for tensor in (*config.input, *config.output)}
+    given = {tensor.name: len(own_shape(tensor)) for tensor in (*config.input, *config.output)}
     return any(
         tensor.batch_axis is not None and given.get(tensor.name) == len(tensor.shape)
         for tensor in (*spec.inputs, *spec.outputs)
     )
-
-
-def _rank(tensor: ModelInput | ModelOutput) -> int:
-    """The axes that a configuration gives the model's own shape."""
-    return len(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)
 
 
 def _first_axes(

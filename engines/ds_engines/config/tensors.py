@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,7 +14,12 @@ from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
 
 Shape = tuple[int, ...]
 
-_HONOURED: Honoured = honoured("name", "data_type", "dims", "label_filename", "format", "reshape")
+MOST_NAMES = 10
+"""In a message: older model files have a value for every weight."""
+
+_HONOURED: Honoured = honoured(
+    "name", "data_type", "dims", "label_filename", "format", "reshape", "optional"
+)
 
 
 def overlaid(
@@ -25,9 +30,12 @@ def overlaid(
     what: str,
 ) -> tuple[TensorSpec, ...]:
     found = {tensor.name: tensor for tensor in known}
+    spare = {tensor.name: tensor for tensor in spec.defaulted if what == "input"}
     seen: set[str] = set()
     for tensor in given:
         where = f"{source}: {what} {tensor.name!r}"
+        if tensor.name in spare and tensor.name not in found:
+            found[tensor.name] = _with_rows(spec, spare[tensor.name], tensor)
         if tensor.name not in found:
             raise ConfigError(f"{where}: {no_tensor(tensor.name, found)}")
         if tensor.name in seen:
@@ -36,11 +44,47 @@ def overlaid(
         refuse_other(tensor, source, f"{what}.", _HONOURED)
         check_type(found[tensor.name], tensor.data_type, where)
         shaped = _shaped(spec, found[tensor.name], tensor, where)
-        if isinstance(tensor, ModelInput) and tensor.format:
-            name = ModelInput.Format.Name(tensor.format)
-            shaped = msgspec.structs.replace(shaped, format=name)
+        if isinstance(tensor, ModelInput):
+            shaped = _as_input(shaped, tensor, spare, where)
         found[tensor.name] = shaped
     return tuple(found.values())
+
+
+def _as_input(
+    known: TensorSpec, given: ModelInput, spare: Mapping[str, TensorSpec], where: str
+) -> TensorSpec:
+    if given.format:
+        name = ModelInput.Format.Name(given.format)
+        known = msgspec.structs.replace(known, format=name)
+    if not given.optional or known.optional:
+        return known
+    if known.name not in spare:
+        raise ConfigError(
+            f"{where} is optional, but the model cannot do without it: the model file has no value "
+            f"for it; {_values(spare)}"
+        )
+    return msgspec.structs.replace(known, optional=True)
+
+
+def _values(spare: Mapping[str, TensorSpec]) -> str:
+    if not spare:
+        return "there is no input that it has a value for"
+    names = [*spare]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"it has values for {', '.join(names[:MOST_NAMES])}{more}"
+
+
+def _with_rows(spec: ModelSpec, known: TensorSpec, given: ModelInput | ModelOutput) -> TensorSpec:
+    """One that the model file has a value for: its first axis holds rows where `dims` lack it."""
+    lacking = len(own_shape(given)) == len(known.shape) - 1
+    if lacking and spec.batch.max_batch_size and known.shape[0] == -1:
+        return msgspec.structs.replace(known, batch_axis=0)
+    return known
+
+
+def own_shape(given: ModelInput | ModelOutput) -> Shape:
+    """What a configuration says of the model's own shape."""
+    return tuple(given.reshape.shape if given.HasField("reshape") else given.dims)
 
 
 def _shaped(

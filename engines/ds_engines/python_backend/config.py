@@ -10,6 +10,7 @@ import msgspec
 from google.protobuf import json_format
 
 from ds_engines import config_pbtxt
+from ds_engines.config.tensors import own_shape
 from ds_engines.datatypes import DATATYPES
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
@@ -69,8 +70,6 @@ def _rest(config: ModelConfig) -> ModelConfig:
     rest.CopyFrom(config)
     rest.ClearField("model_transaction_policy")
     rest.max_batch_size = config.max_batch_size or config_pbtxt.STATED_ZERO
-    for tensor in rest.input:
-        tensor.ClearField("optional")
     return rest
 
 
@@ -95,7 +94,7 @@ def _tensors(
 def _tensor(given: ModelInput | ModelOutput, size: int, where: str) -> TensorSpec:
     if not given.name:
         raise ConfigError(f"{where}: a tensor needs a name")
-    dims = tuple(given.reshape.shape if given.HasField("reshape") else given.dims)
+    dims = own_shape(given)
     if any(size != -1 and size < 1 for size in dims):
         raise ConfigError(
             f"{where}: its dims or reshape.shape are {list(dims)}; each must be -1 or above 0"

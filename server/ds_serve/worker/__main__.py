@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+import msgspec
 import uvloop
 
 from ds_engines import base, config_pbtxt
@@ -14,6 +15,7 @@ from ds_engines.base import BatchEngine
 from ds_engines.errors import ServeError
 from ds_engines.reshaping import Reshapes, ReshapingEngine
 from ds_serve import child, metrics
+from ds_serve.repository.admission import admit
 from ds_serve.worker.config import WorkerConfig
 from ds_serve.worker.warming import warm
 from ds_serve.worker.worker import Worker
@@ -28,6 +30,7 @@ def load(config: WorkerConfig) -> BatchEngine:
     warmed up.
     """
     begun = time.monotonic()
+    admit(config.spec.name, config.spec.artifact, anyway=config.allow_unverified)
     if config.spec.engine == PYTHON:
         engine = _python_model(config)
     else:
@@ -45,6 +48,7 @@ def _described(engine: BatchEngine, config: WorkerConfig) -> BatchEngine:
         engine.spec = config_pbtxt.apply(
             engine.spec, overlay, str(config.config_file), config.folder
         )
+    engine.spec = msgspec.structs.replace(engine.spec, defaulted=())  # no client can name more
     if Reshapes(engine.spec):
         return ReshapingEngine(engine)
     return engine
