@@ -130,6 +130,7 @@ def test_the_health_of_one_model_is_told_to_those_who_may_use_it(server, keys):
     assert health_of(server, "none", keys["admin"]) is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_what_is_not_ready_is_named_to_nobody(keys, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(mlp(tmp_path / "mlp.onnx").read_bytes()[:-100])
     for name in ("a", "b"):
@@ -306,6 +307,7 @@ def test_a_slow_client_is_turned_away(tmp_path):
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True])
 def test_no_more_connections_than_there_may_be(tmp_path, secure):
     flags, context = ["--grpc-server", "grpcio"], None
@@ -346,6 +348,7 @@ def test_no_more_connections_than_there_may_be(tmp_path, secure):
         until(lambda: ask(connect()).startswith(b"HTTP/1.1 200 "), "there is no room", 10)
 
 
+@pytest.mark.slow
 def test_no_more_connections_than_there_may_be_over_grpc(tmp_path):
     flags = ["--grpc-server", "grpcio", "--max-connections", "2"]
     with Server("--model", mlp(tmp_path / "mlp.onnx"), *flags) as server, ExitStack() as held:

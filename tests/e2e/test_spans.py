@@ -134,6 +134,7 @@ def test_an_address_that_is_none(tmp_path: Path) -> None:
     assert "--otlp-endpoint localhost:4318: it must be an address" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_server_of_grpcios_and_a_stream_that_is_older_than_the_tracing(
     collector: Collector, tmp_path: Path
 ) -> None:
