@@ -12,9 +12,10 @@ serve: ## install and serve a chat model; ARGS="--model ..." for others
 	@scripts/setup serve
 	@.venv/bin/ds-serve $(ARGS)
 
-test: ## install and run all tests; ARGS are pytest's
+test: ## install and run all tests; ARGS are pytest's, and leave out those that need PyTorch
 	@scripts/setup dev
 	@scripts/test $(if $(filter command,$(origin ARGS)),$(ARGS))
+	@$(if $(filter command,$(origin ARGS)),,scripts/setup quantize && scripts/test --quantize)
 
 fast: ## the tests that take a moment
 	@scripts/setup dev
@@ -45,6 +46,6 @@ proto: ## generate the stubs from proto/*.proto
 	@.venv-dev/bin/python scripts/proto
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dev .venv-quantize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
