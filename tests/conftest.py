@@ -13,7 +13,7 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 TOGETHER = ("tests/e2e/text/", "tests/server/text/")
-"""Folders whose modules share a server that takes long to start; others go by the module."""
+"""All of these run in one process, since a chat model takes every core; others go by the module."""
 
 FIRST = (*TOGETHER, "tests/e2e/", "tests/loadtests/", "tests/profiler/")
 """What takes longest starts first, so that no process is left alone with it in the end."""
@@ -23,8 +23,7 @@ class Groups(LoadFileScheduling):
     """Gives each process one group of tests after the other."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folders = [folder for folder in TOGETHER if nodeid.startswith(folder)]
-        return folders[0] if folders else super()._split_scope(nodeid)
+        return TOGETHER[0] if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
