@@ -113,8 +113,8 @@ def _refuse(options: EngineOptions) -> None:
         raise Unsupported(f"--device {options.device}: the ONNX Runtime engine runs on cpu")
     if options.quantization:
         raise Unsupported(
-            f"--quantization {options.quantization}: an ONNX file is served as it is; "
-            "quantize it beforehand"
+            f"--quantization {options.quantization}: the ONNX Runtime engine runs a file as it "
+            "is; ds-quantize makes one that is quantized"
         )
     if options.memory_efficient:
         raise Unsupported("--memory-efficient: the ONNX Runtime engine has no such mode")

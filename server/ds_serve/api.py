@@ -28,6 +28,7 @@ class InferenceServer:
     `model_path`: a path or catalogue name, or a list of them, each optionally `NAME=VALUE`; it
     may be left out where `model_repository` names folders of models.
     `batch_size`: the largest batch that requests are joined into.
+    `quantization`: a recipe of `ds-quantize`, with data: paths as `calibration` and `evaluation`.
     Raises ConfigError for a model or setting that cannot be, LoadError for a failed download.
     """
 
@@ -44,6 +45,9 @@ class InferenceServer:
         for name in ("model_repository", "load_model"):
             if name in settings:
                 settings[name] = _strings(settings[name])
+        for name in ("quantization", "calibration", "evaluation"):
+            if isinstance(settings.get(name), Path):
+                settings[name] = str(settings[name])
         made = _settings({**settings, "device": device})
         self._settings, self._sources = plan(made, [str(path) for path in paths])
 
@@ -66,11 +70,11 @@ class InferenceServer:
 
 
 def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[ModelSource]]:
-    """What `--model` arguments mean, fetched where need be, with progress on stderr.
+    """What `--model` arguments mean, fetched and quantized where need be, with progress on stderr.
 
     Those that are repositories are added to the settings'.
     """
-    from ds_serve import catalogue  # noqa: PLC0415
+    from ds_serve import catalogue, quantization  # noqa: PLC0415
     from ds_serve import models as known  # noqa: PLC0415
     from ds_serve.catalogue.progress import progress_on  # noqa: PLC0415
 
@@ -80,9 +84,10 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
     if not rest and not settings.model_repository:
         raise ConfigError("no model is given: --model takes a file, a folder or a catalogue name")
     with progress_on(sys.stderr) as progress:
-        return settings, known.resolve_all(
+        sources = known.resolve_all(
             rest, fetch=lambda name: catalogue.fetch(name, progress=progress)
         )
+    return settings, quantization.quantized(settings, sources)
 
 
 def serve(

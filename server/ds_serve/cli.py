@@ -30,7 +30,12 @@ HELP = {
     "grpc_infer_response_compression_level": "none, or low, medium or high for answers in gzip",
     "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
     "device": "where models run: auto or cpu",
-    "quantization": "quantize when loading; no engine of this version can",
+    "quantization": "the recipe by which ds-quantize makes ONNX files of --model smaller before "
+    "they are served; see `ds-quantize recipes`",
+    "calibration": "the data that --quantization measures ranges on",
+    "evaluation": "the data that --quantization judges by; where none are given, those of "
+    "--calibration",
+    "allow_unverified": "serve versions that did not pass their gate, or have changed since",
     "max_seq_len": "tokens of prompt and answer together, for text models; 0: the model's own",
     "memory_efficient": "a smaller KV cache at lower precision, for text models",
     "max_batch_size": "rows that tensor requests are joined into at most",

@@ -37,7 +37,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     `why` one sentence for a person: which engine, and why that one. `folder` is the
     model's own, where there is one with a configuration, `scratch` one that goes when the model
     does. `ensemble` is what the model is where it is made of others; then no
-    worker runs it.
+    worker runs it. `refusal` says why it may not be served; empty where it may.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     folder: Path | None = None
     scratch: Path | None = None
     ensemble: ModelSpec | None = None
+    refusal: str = ""
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:

@@ -37,6 +37,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateways: int = 0
     device: str = "auto"
     quantization: str = ""
+    calibration: str = ""
+    evaluation: str = ""
+    allow_unverified: bool = False
     max_seq_len: int = 0
     memory_efficient: bool = False
     max_batch_size: int = 64
@@ -151,6 +154,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"--load-model {self.load_model[0]} needs --model-control-mode=explicit, but the "
                 f"mode is {mode}"
             )
+        for name in ("calibration", "evaluation"):
+            if getattr(self, name) and not self.quantization:
+                raise ConfigError(
+                    f"{flag(name)} {getattr(self, name)} is data for --quantization, which is not "
+                    "given"
+                )
         self.security.check()
         if self.tls_certificate and self.grpc_server == "pyvoy":
             raise ConfigError("--tls-certificate: with TLS, gRPC is carried by grpcio, not pyvoy")

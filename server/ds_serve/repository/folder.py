@@ -20,6 +20,7 @@ from ds_serve.models import (
     only_model_in,
     source_of,
 )
+from ds_serve.repository.admission import Refusal, never
 
 if TYPE_CHECKING:
     from ds_proto.model_config_pb2 import ModelConfig
@@ -34,8 +35,11 @@ Print = Mapping[str, tuple[tuple[str, int, str], ...]]
 path, size in bytes and time of change, or the like, of each file."""
 
 
-def read_model(folder: Path, name: str, config: Path | None = None) -> list[ModelSource]:
-    """The versions of a model that are to be served, the oldest first.
+def read_model(
+    folder: Path, name: str, config: Path | None = None, refusal: Refusal = never
+) -> list[ModelSource]:
+    """The versions of a model that are to be served, the oldest first, then those that `refusal`
+    keeps from being served; where the policy wants the latest, older ones take their place.
 
     `config` stands in place of the folder's own config.pbtxt. Raises ConfigError for a folder or
     configuration that is wrong, OSError for one that cannot be read.
@@ -49,7 +53,7 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
         )
     if said is not None and config is not None and _is_ensemble(said):
         return [_ensemble(said, name, version, config, folder) for version in _names(folder, said)]
-    places = _versions(folder, said)
+    places, refused = _versions(folder, said, refusal)
     file = "" if said is None else said.default_model_filename
     if said is not None and said.backend == "python":
         file = file or PYTHON_MODEL
@@ -57,6 +61,7 @@ def read_model(folder: Path, name: str, config: Path | None = None) -> list[Mode
         source_of(name, _model_file(place, file), config, version)
         for version, place in places.items()
     ]
+    sources += [_refused(name, version, folder, why) for version, why in refused.items()]
     return [msgspec.structs.replace(source, folder=folder) for source in sources]
 
 
@@ -89,8 +94,17 @@ def read_config(path: Path) -> ModelConfig:
     return config_pbtxt.read(path)
 
 
-def _versions(folder: Path, config: ModelConfig | None) -> dict[str, Path]:
-    """The versions that the policy chooses, and where they are."""
+def _refused(name: str, version: str, folder: Path, why: str) -> ModelSource:
+    place = folder / version
+    return ModelSource(
+        name=name, task="tensor", engine="", artifact=place, why="", version=version, refusal=why
+    )
+
+
+def _versions(
+    folder: Path, config: ModelConfig | None, refusal: Refusal
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The versions that the policy chooses, and where they are; those refused, and why."""
     there = {
         path.name: path
         for path in folder.iterdir()
@@ -98,10 +112,28 @@ def _versions(folder: Path, config: ModelConfig | None) -> dict[str, Path]:
     }
     if not there:
         if any(is_model_file(path) for path in folder.iterdir()):
-            return {"1": folder}
+            return {"1": folder}, {}
         raise ConfigError(f"{folder} has no folder of a version, such as {folder}/1")
-    chosen = choose(map(int, there), config, str(folder))
-    return {str(version): there[str(version)] for version in chosen}
+    where = str(folder)
+    chosen = list(map(str, choose(map(int, there), config, where)))
+    refused: dict[str, str] = {}
+    # Nothing can take the place of the only one: its worker finds out, and nobody waits for it.
+    while len(there) > 1 and (bad := _reasons(chosen, there, refusal)):
+        refused |= bad
+        rest = [int(version) for version in there if version not in refused]
+        wants = "" if config is None else config.version_policy.WhichOneof("policy_choice")
+        if wants == "specific" or not rest:
+            chosen = [version for version in chosen if version not in bad]
+        else:
+            chosen = list(map(str, choose(rest, config, where)))
+    return {version: there[version] for version in chosen}, refused
+
+
+def _reasons(
+    versions: Iterable[str], there: Mapping[str, Path], refusal: Refusal
+) -> dict[str, str]:
+    found = {version: refusal(there[version]) for version in versions}
+    return {version: why for version, why in found.items() if why}
 
 
 def _is_ensemble(config: ModelConfig) -> bool:

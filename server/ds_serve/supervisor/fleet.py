@@ -84,7 +84,7 @@ class Fleet:
     @property
     def size(self) -> int:
         """Workers that share the processors."""
-        return max(self.planned, sum(source.ensemble is None for source in self.sources()))
+        return max(self.planned, sum(map(has_worker, self.sources())))
 
     def serves(self, name: str) -> bool:
         """Whether some version of that model answers."""
@@ -104,8 +104,9 @@ class Fleet:
         self._refused.pop(name, None)
         before = self._served.get(name, {})
         self._served[name] = {one.version: Served(one, self._start(one)) for one in sources}
+        some = not all(source.refusal for source in sources)
         for one in self._served[name].values():
-            one.keeper.state.required = required
+            one.keeper.state.required = required and not (some and one.source.refusal)
         self._changed()
         self._dismiss(before.values())
 
@@ -115,16 +116,23 @@ class Fleet:
         """Serve a model in the versions `kept`, which go on as they are, and those of `sources`.
 
         Where it is served already, they are loaded beside the old ones and take over once all of
-        them are ready. Raises LoadError where one cannot be loaded: then the old ones go on.
+        them are ready. Raises LoadError where one cannot be loaded: then the old ones go on; and,
+        once the others are served, where some are refused.
         """
         if self.serves(name):
             await self._replace(name, sources, kept)
         else:
             self.begin(name, sources, required=False)
-            await _ready(one.keeper for one in self._served[name].values())
+            await _ready(self._served[name].values())
         await self._gateways.know(TOLD_WITHIN)
-        versions = ", ".join(self._served.get(name, {}))
-        log.info("model %s: loaded, and served in the versions %s", name, versions)
+        served = self._served.get(name, {}).values()
+        versions = ", ".join(one.source.version for one in served if not one.source.refusal)
+        if versions:
+            log.info("model %s: loaded, and served in the versions %s", name, versions)
+        refused = [source for source in sources if source.refusal]
+        if refused:
+            said = "; ".join(f"version {source.version}: {source.refusal}" for source in refused)
+            raise LoadError(f"{said}; served is {versions or 'no version'}")
 
     async def unload(self, name: str) -> None:
         """Serve a model no more. Requests that it has are finished, within the drain time."""
@@ -152,11 +160,12 @@ class Fleet:
     async def _replace(
         self, name: str, sources: Sequence[ModelSource], kept: Sequence[str]
     ) -> None:
+        self._require_gone(name, sources)
         coming = {source.version: Served(source, self._start(source)) for source in sources}
         keepers = [one.keeper for one in coming.values()]
         self._coming.update(keepers)
         try:
-            await _ready(keepers)
+            await _ready(coming.values())
         except BaseException:
             for keeper in keepers:
                 keeper.kill()
@@ -169,6 +178,15 @@ class Fleet:
         self._served[name] = after
         self._changed()
         self._dismiss(one for version, one in before.items() if after.get(version) is not one)
+
+    def _require_gone(self, name: str, sources: Sequence[ModelSource]) -> None:
+        """Raise LoadError where a version is refused that is served still: what it has loaded is
+        not what lies there now.
+        """
+        for source in sources:
+            old = self._served[name].get(source.version)
+            if source.refusal and old is not None and old.keeper.ready:
+                raise LoadError(f"version {source.version}: {source.refusal}; it goes on as it was")
 
     def _start(self, source: ModelSource) -> Keeper:
         keeper = self._hire(source, self._changed)
@@ -219,9 +237,16 @@ class Fleet:
         self._on_change()
 
 
-async def _ready(keepers: Iterable[Keeper]) -> None:
-    """Wait until all have settled. Raises LoadError naming each that is not ready, and why."""
-    keepers = list(keepers)
+def has_worker(source: ModelSource) -> bool:
+    """Whether a process runs it."""
+    return source.ensemble is None and not source.refusal
+
+
+async def _ready(served: Iterable[Served]) -> None:
+    """Wait until all have settled. Raises LoadError naming each that is not ready, and why, those
+    apart that are refused.
+    """
+    keepers = [one.keeper for one in served if not one.source.refusal]
     for keeper in keepers:
         await keeper.settled()
     failed = [keeper.state for keeper in keepers if not keeper.ready]

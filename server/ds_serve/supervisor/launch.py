@@ -42,17 +42,12 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
 
 def check_source(settings: Settings, source: ModelSource) -> None:
     """Raises ConfigError for a setting that this model cannot honour, and names it."""
-    if source.ensemble is not None:
+    if source.ensemble is not None or source.refusal:
         return
     if settings.device not in ("auto", "cpu"):
         raise ConfigError(
             f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
             "which has only cpu here"
-        )
-    if settings.quantization:
-        raise ConfigError(
-            f"--quantization {settings.quantization}: {source.engine} serves "
-            f"{source.artifact.name} as it is; give a file that is quantized already"
         )
     if settings.memory_efficient and source.task == "tensor":
         raise ConfigError(
@@ -92,6 +87,7 @@ def worker_config(
         config_file=source.config,
         folder=source.folder,
         cache=_cache(settings, control),
+        allow_unverified=settings.allow_unverified,
     )
 
 
@@ -135,6 +131,8 @@ def text_command(
         command += ["--max-seq-len", str(settings.max_seq_len)]
     if settings.memory_efficient:
         command.append("--memory-efficient")
+    if settings.allow_unverified:
+        command.append("--allow-unverified")
     return command
 
 

@@ -26,7 +26,7 @@ from ds_serve.repository.index import index
 from ds_serve.repository.library import Library
 from ds_serve.settings import Settings
 from ds_serve.supervisor import launch
-from ds_serve.supervisor.fleet import Fleet
+from ds_serve.supervisor.fleet import Fleet, has_worker
 from ds_serve.transport.orders import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Manager:
             except (ServeError, OSError) as error:
                 log.error("model %s has failed: %s", name, error)
                 self._fleet.refuse(name, str(error), required=True)
-        self._fleet.planned = sum(one.ensemble is None for each in found.values() for one in each)
+        self._fleet.planned = sum(has_worker(one) for each in found.values() for one in each)
         for name, sources in found.items():
             self._fleet.begin(name, sources, required=True)
         self._fleet.planned = 0

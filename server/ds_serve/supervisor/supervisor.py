@@ -13,6 +13,7 @@ from ds_engines.errors import LoadError
 from ds_serve import logs
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.models import ModelSource
+from ds_serve.repository import admission
 from ds_serve.repository.library import Library
 from ds_serve.settings import Settings
 from ds_serve.supervisor import cpus, launch, meters, ports
@@ -24,7 +25,7 @@ from ds_serve.supervisor.gateways import GatewayKeeper, Gateways
 from ds_serve.supervisor.manager import Manager
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
-from ds_serve.supervisor.worker import FAILED, READY, Keeper
+from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
 from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
 
@@ -46,7 +47,8 @@ class Supervisor:
     ) -> None:
         launch.check(settings, sources)
         self.settings = settings
-        self._library = Library(sources, settings.model_repository)
+        refusal = admission.never if settings.allow_unverified else admission.Remembered()
+        self._library = Library(sources, settings.model_repository, refusal)
         self._folder = folder
         self._on_ready = on_ready
         self._held = [
@@ -102,7 +104,7 @@ class Supervisor:
 
     def why(self) -> dict[str, str]:
         """Of each model that is served, how: a sentence for a person."""
-        return {source.name: source.why for source in self._fleet.sources()}
+        return {one.name: one.why for one in self._fleet.sources() if not one.refusal}
 
     async def _live(self) -> None:
         """All that goes on until the server ends. Models come first: a gateway that joins others
@@ -131,6 +133,8 @@ class Supervisor:
         )
 
     def _hire(self, source: ModelSource, changed: Changed) -> Keeper:
+        if source.refusal:
+            return RefusedKeeper(source.name, source.version, source.refusal, changed)
         if source.ensemble is not None:
             return EnsembleKeeper(source.ensemble, self.states, changed)
         folder = self._folder / str(next(self._serials))

@@ -70,6 +70,24 @@ class Keeper(ABC):
         self._on_change()
 
 
+class RefusedKeeper(Keeper):
+    """Stands for a version that may not be served: it has failed from the beginning."""
+
+    def __init__(self, name: str, version: str, why: str, on_change: Callable[[], None]) -> None:
+        super().__init__(name, version, on_change)
+        self.state.state, self.state.reason = FAILED, why
+        log.error("model %s version %s is not served: %s", name, version, why)
+
+    async def run(self) -> None:
+        return
+
+    async def stop(self, grace: float) -> None:
+        return
+
+    def kill(self) -> None:
+        return
+
+
 class WorkerKeeper(Keeper):
     """Keeps it served by a process."""
 

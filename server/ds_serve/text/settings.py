@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue_size: int = 256
     cache_size_mb: int = 0
     memory_efficient: bool = False
+    allow_unverified: bool = False
     request_timeout: float = 0.0
     drain_timeout: float = 30.0
     hang_timeout: float = 30.0
@@ -77,6 +78,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     flag("max-queue-size", type=_at_least(1), help="answers waiting or running")
     flag("cache-size-mb", type=_at_least(0), help="memory of the KV cache; 0: a default")
     flag("memory-efficient", action="store_true", help="a smaller KV cache")
+    flag("allow-unverified", action="store_true", help="whatever a manifest says")
     flag("request-timeout", type=_at_least(0, float), help="seconds; 0: none")
     flag("drain-timeout", type=_at_least(0, float), help="seconds to finish after SIGTERM")
     flag("hang-timeout", type=_at_least(0, float), help="seconds that one step may take")

@@ -22,6 +22,7 @@ from ds_engines.openvino_genai import check_artifact
 from ds_engines.openvino_tokenizer import TextTokenizer
 from ds_serve import logs
 from ds_serve.process_guard import die_with_parent
+from ds_serve.repository.admission import admit
 from ds_serve.text.app import TextApp
 from ds_serve.text.loop_client import LoopClient
 from ds_serve.text.messages import LogSettings
@@ -203,6 +204,7 @@ def main() -> int:
     try:
         if settings.parent_pid:
             die_with_parent(settings.parent_pid)
+        admit(settings.model, settings.artifact, anyway=settings.allow_unverified)
         uvloop.run(_run(settings))
     except ServeError as error:
         return _report(error)

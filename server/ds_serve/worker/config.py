@@ -29,3 +29,4 @@ class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
     config_file: Path | None = None
     folder: Path | None = None
     cache: CacheConfig | None = None
+    allow_unverified: bool = False
