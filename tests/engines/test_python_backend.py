@@ -152,6 +152,25 @@ def test_requests_keep_their_tensors(tmp_path: Path) -> None:
         assert {name: array[0] for name, _, array in outputs} == {"SUM": expected, "TOGETHER": 2}
 
 
+def test_only_outputs_of_the_configuration_are_sent_on(tmp_path: Path) -> None:
+    code = """
+    class TritonPythonModel:
+        def execute(self, requests):
+            wanted = ",".join(requests[0].requested_output_names()).encode()
+            outputs = [pb_utils.Tensor(name, np.ones(4, np.float32)) for name in ("SUM", "MORE")]
+            outputs.append(pb_utils.Tensor("TOGETHER", np.array([wanted], np.object_)))
+            return [pb_utils.InferenceResponse(outputs)]
+    """
+    engine = load(put(tmp_path, "more", code), SUM_CONFIG)
+    for named, expected in (((), ["SUM", "TOGETHER"]), (("TOGETHER",), ["TOGETHER"])):
+        request = Said()
+        request.outputs = named
+        engine.execute([request])
+        ((outputs, error, _),) = request.answers
+        assert ([name for name, _, _ in outputs], error) == (expected, None)
+        assert outputs[-1][2].tolist() == [",".join(expected).encode()]
+
+
 def test_an_exception_is_told_to_all(tmp_path: Path) -> None:
     code = """
     class TritonPythonModel:
