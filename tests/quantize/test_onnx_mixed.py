@@ -61,4 +61,35 @@ def test_the_layer_that_suffers_is_kept_and_the_ranking_told(chain: Path, tmp_pa
     quantized = onnx.load(made.path)
     narrow = next(node for node in quantized.graph.node if node.name == "narrow")
     assert narrow.input[1] == "narrow_w"
+    assert nearness(chain, made.path) >= 25 > nearness(chain, plain(chain, tmp_path))
+
+
+def test_a_limit_that_int8_meets_keeps_no_layer(chain: Path, tmp_path: Path) -> None:
+    method = MixedPrecision(min_cosine=0.5)
+    own = context(tmp_path, chain, rows())
+    method.load()(OnnxModel(chain), method, own)
+    assert own.measured["mixed"]["kept"] == []
+
+
+def test_a_share_that_is_not_enough_is_told(chain: Path, tmp_path: Path) -> None:
+    method = MixedPrecision(min_sqnr=80, max_share=0.25)
+    own = context(tmp_path, chain, rows())
+    with pytest.raises(MethodError, match=r"the 1 most sensitive of 4 layers.*narrow.*max_share"):
+        method.load()(OnnxModel(chain), method, own)
+
+
+def plain(chain: Path, tmp_path: Path) -> Path:
+    method = Int8Static()
+    made = method.load()(OnnxModel(chain), method, context(tmp_path, chain, rows()))
+    assert isinstance(made, OnnxModel)
+    return made.path
+
+
+def nearness(chain: Path, path: Path) -> float:
+    """Decibels of signal over noise on rows that were not calibrated on."""
+    inputs = {"x": np.random.default_rng(9).normal(0, 1, (64, WIDTH)).astype(np.float32)}
+    wanted, found = (
+        next(iter(run(onnx.load(file), inputs).values())).astype(np.float64)
+        for file in (chain, path)
+    )
     return float(10 * np.log10((wanted**2).sum() / ((found - wanted) ** 2).sum()))
