@@ -13,12 +13,12 @@ from threading import Thread
 from types import ModuleType
 from typing import Any
 
-from ds_quantize.plans.plan_progress import Done, monitor, steps
 from ds_quantize.context import Context
 from ds_quantize.errors import MethodError, MissingExtra
 from ds_quantize.forms import Model, PlanModel
 from ds_quantize.methods.onnx import TensorRT
 from ds_quantize.onnx_methods import graph
+from ds_quantize.plans.plan_progress import Done, monitor, steps
 
 MODULES = {
     "tensorrt": ("tensorrt",),
