@@ -158,7 +158,7 @@ def _call(words: Sequence[str]) -> tuple[int, str]:
     """Exit status, and the error that it ended with; all it prints goes to our stderr."""
     said = ""
     with subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *words],
+        [sys.executable, "-P", "-c", _PROGRAM, *words],
         stdin=subprocess.DEVNULL,
         stdout=2,
         stderr=subprocess.PIPE,
