@@ -108,6 +108,15 @@ def test_a_model_without_layers_to_quantize(method: Method, tmp_path: Path) -> N
     assert "it has Relu" in str(error)
 
 
+@pytest.mark.parametrize("method", [Int8Static(), Int8Dynamic(), Int4Weights(), Fp8()])
+def test_weights_that_are_not_finite(method: Method, tmp_path: Path) -> None:
+    weights = np.eye(8)
+    weights[2, 3] = np.nan
+    path = saved(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"], "dense"), w=weights)
+    error = failure(method, path, tmp_path, rows())
+    assert "layer 'dense' (MatMul) has weights that are not finite: 'w'" in str(error)
+
+
 def test_all_layers_are_excluded(tmp_path: Path) -> None:
     method = Int8Static(exclude=("dense",))
     assert "no layer to quantize" in str(failure(method, product(tmp_path), tmp_path, rows()))

@@ -118,9 +118,9 @@ CLASSIFIERS = [
     (Fp8(), 0.01, 0.36),
     (SmoothQuant(), 0.01, 0.42),
     (Int4Weights(), 0.03, 0.75),
-    (Int4Weights(algorithm="gptq"), 0.01, 0.75),
+    pytest.param(Int4Weights(algorithm="gptq"), 0.01, 0.75, marks=pytest.mark.slow),
     (Int4Weights(algorithm="hqq"), 0.03, 0.76),
-    (Int4Weights(algorithm="awq"), 0.03, 0.8),
+    pytest.param(Int4Weights(algorithm="awq"), 0.03, 0.8, marks=pytest.mark.slow),
 ]
 
 

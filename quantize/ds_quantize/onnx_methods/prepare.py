@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
 import onnx
 from onnx import TensorProto, shape_inference, version_converter
 
@@ -81,9 +82,12 @@ def layers(
 def require_layers(
     proto: onnx.ModelProto, operators: Collection[str], exclude: Collection[str] = ()
 ) -> list[onnx.NodeProto]:
-    """`layers`; MethodError where there is none, as nothing would be gained."""
+    """`layers`; MethodError where there is none, as nothing would be gained, and for weights that
+    are not finite.
+    """
     found = layers(proto, operators, exclude)
     if found:
+        _require_finite(proto, found)
         return found
     wanted = [name for name in operators if name in LAYERS]
     types = sorted({node.op_type for node in proto.graph.node})
@@ -91,6 +95,16 @@ def require_layers(
         f"the model has no layer to quantize: no {', '.join(wanted)} with constant weights that is "
         f"not excluded; it has {', '.join(types)}"
     )
+
+
+def _require_finite(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    constants = graph.weights(proto.graph)
+    for node in nodes:
+        if not np.isfinite(graph.array(constants[node.input[1]])).all():
+            raise MethodError(
+                f"layer {node.name!r} ({node.op_type}) has weights that are not finite: "
+                f"{node.input[1]!r}"
+            )
 
 
 def _refuse_quantized(proto: onnx.ModelProto) -> None:
