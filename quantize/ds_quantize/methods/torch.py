@@ -104,7 +104,8 @@ class PruneChannels(Training, frozen=True, tag="prune-channels"):
 
     `keep`: the share to be left, of `parameters` or `operations`. `norm`: 1 for L1, 2 for L2. It
     is done in `steps`, each followed by `epochs` of training. `globally`: weigh the channels of
-    all layers against each other, not each layer's own. `round_to`: channels left in a layer are
+    all layers against each other, not each layer's own, which may leave a layer with next to none.
+    `round_to`: channels left in a layer are
     a multiple of it. `max_ratio`: no layer loses more than this share. `exclude`: layers to leave
     as they are; the model's last layers are left by themselves.
     """
@@ -116,7 +117,7 @@ class PruneChannels(Training, frozen=True, tag="prune-channels"):
     of: Literal["parameters", "operations"] = "parameters"
     norm: Literal[1, 2] = 2
     steps: Positive = 4
-    globally: bool = True
+    globally: bool = False
     round_to: Positive = 1
     max_ratio: Proper = 0.9
     exclude: tuple[str, ...] = ()
