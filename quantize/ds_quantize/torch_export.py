@@ -121,10 +121,12 @@ def to_pt2(model: TorchModel, path: Path) -> Path:
 
 
 def _named(module: torch.nn.Module, example: Any) -> Tensors:
-    if isinstance(example, Mapping):
-        return {name: _array(value) for name, value in example.items()}
-    values = example if isinstance(example, tuple | list) else (example,)
     names = list(inspect.signature(module.forward).parameters)
+    if isinstance(example, Mapping):
+        # Inputs are given by place, so in the order of `forward` where it has these names.
+        order = sorted(example, key=names.index) if set(example) <= set(names) else list(example)
+        return {name: _array(example[name]) for name in order}
+    values = example if isinstance(example, tuple | list) else (example,)
     if len(names) < len(values):
         raise SourceError(
             f"{type(module).__name__} takes {len(names)} inputs ({', '.join(names)}), and "

@@ -72,6 +72,13 @@ def test_several_inputs_outputs_and_dynamic_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["weighed"], tokens * mask, rtol=1e-5)
 
 
+def test_inputs_by_name_may_come_in_any_order() -> None:
+    tokens, mask = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    model = torch_export.described(Two(), {"mask": mask, "tokens": tokens})
+    assert list(model.example) == ["tokens", "mask"]
+    assert model.outputs == ("output_0", "output_1")
+
+
 def test_a_program_is_read_back(tmp_path: Path) -> None:
     model = trained()
     path = torch_export.to_pt2(model, tmp_path / "net.pt2")
