@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,10 +55,12 @@ def promote(pipeline: Pipeline, result: Proven, output: Path) -> Path:
     """Write it as the next version of the model's folder `output`; the version's folder."""
     model = result.candidate.made.model
     config = _config(pipeline, result, output)
+    page = keep_report(pipeline, result, output.name)
 
     def fill(folder: Path) -> None:
         stored.copy(model, folder, FILES.get(model.form, ""))
-        result.write_report(folder)
+        for file in page.parent.iterdir():
+            shutil.copyfile(file, folder / file.name)
         manifest.write(folder, _manifest(pipeline, result, folder))
 
     with pipeline.stages.reporter.stage("promote"):
@@ -65,9 +68,10 @@ def promote(pipeline: Pipeline, result: Proven, output: Path) -> Path:
 
 
 def keep_report(pipeline: Pipeline, result: Proven, name: str) -> Path:
-    """Write the report of a result that is not promoted into the work folder; its path."""
+    """Write the report into the work folder; its path."""
     folder = pipeline.stages.root / "reports" / f"{name}-{result.candidate.recipe.name}"
-    return result.write_report(disk.emptied(folder))
+    with pipeline.stages.reporter.stage("report"):
+        return result.write_report(disk.emptied(folder))
 
 
 def _manifest(pipeline: Pipeline, result: Proven, folder: Path) -> Manifest:
