@@ -129,7 +129,7 @@ def test_metrics_that_there_are_not(tmp_path, metric, error, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return 1.0", r"gives shape \[\] for 16 rows"),
+        ("return 1.0", r"gives shape \[\] for \d+ rows"),
         ("return 1 / 0", "fails: ZeroDivisionError"),
         ("return labels * float('nan')", "gives nan"),
     ],

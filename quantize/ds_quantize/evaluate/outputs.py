@@ -72,8 +72,9 @@ def flat(array: Array) -> Array:
 def cosines(first: Array, second: Array) -> Array:
     """Row by row. Two rows of zeros are alike, one is unlike anything else."""
     a, b = flat(first), flat(second)
-    norms = np.sqrt((a * a).sum(1)) * np.sqrt((b * b).sum(1))
-    both_zero = ~a.any(1) & ~b.any(1)
-    cosine = (a * b).sum(1) / np.where(norms > 0, norms, 1)
+    ours, theirs = np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b)
+    norms = np.sqrt(ours) * np.sqrt(theirs)
+    both_zero = (ours == 0) & (theirs == 0)
+    cosine = np.einsum("ij,ij->i", a, b) / np.where(norms > 0, norms, 1)
     found: Array = np.where(both_zero, 1.0, np.clip(cosine, -1, 1))
     return found

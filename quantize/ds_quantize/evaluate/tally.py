@@ -23,6 +23,10 @@ USUAL = 0.8
 """Where more of the rows than this have one answer, giving it always is no collapse."""
 
 
+CHUNK = 1 << 20
+"""Elements that are compared at a time: what fits a cache, whatever the outputs' size."""
+
+
 @dataclass
 class Difference:
     """One output of both: whether it changes from row to row, and how far they are apart."""
@@ -40,15 +44,21 @@ class Difference:
         self._look(theirs, "original")
         if ours.shape != theirs.shape or ours.dtype.kind != "f":
             return
-        bad = (~np.isfinite(flat(ours)) & np.isfinite(flat(theirs))).any(1)
-        if bad.any() and self.not_finite is None:
-            self.not_finite = row + int(bad.argmax())
-        a, b = finite(ours), finite(theirs)
+        step = max(1, CHUNK // max(1, ours[:1].size))
+        for start in range(0, len(ours), step):
+            part = slice(start, start + step)
+            self._compare(ours[part], theirs[part], row + start)
+
+    def _compare(self, ours: Array, theirs: Array, row: int) -> None:
+        if self.not_finite is None:
+            bad = (~np.isfinite(ours) & np.isfinite(theirs)).reshape(len(ours), -1).any(1)
+            self.not_finite = row + int(bad.argmax()) if bad.any() else None
+        a, b = flat(finite(ours)), flat(finite(theirs))
         self.cosines.append(cosines(a, b))
-        apart = flat(a) - flat(b)
-        if apart.size:
-            self.squares.append((apart**2).mean(1))
-            self.largest = max(self.largest, float(np.abs(apart).max()))
+        if a.size:
+            a -= b
+            self.squares.append(np.einsum("ij,ij->i", a, a) / a.shape[1])
+            self.largest = max(self.largest, float(a.max()), -float(a.min()))
 
     def _look(self, array: Array, whose: str) -> None:
         if not len(array) or self.varies[whose]:
@@ -178,9 +188,9 @@ class Tally:
 
 def finite(array: Array) -> Array:
     """With 0 for what is not; that is told apart, as a fault."""
-    return (
-        np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0) if array.dtype.kind == "f" else array
-    )
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return array
+    return np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _joined(scores: list[Scores]) -> Scores:
