@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
+
+# loadtests, which has models to show, is imported from the repository's root.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 NEEDED = {
     "test_torch_*": "torch",
