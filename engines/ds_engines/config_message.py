@@ -138,7 +138,7 @@ def _described_sequence(batch: BatchPolicy, policy: SequencePolicy) -> ModelSequ
         made.direct.max_queue_delay_microseconds = policy.max_delay_us
         made.direct.minimum_slot_utilization = policy.utilization
     else:
-        made.oldest.max_candidate_sequences = policy.slots
+        made.oldest.max_candidate_sequences = policy.slots // max(1, policy.instances)
         made.oldest.preferred_batch_size.extend(policy.preferred_sizes)
         made.oldest.max_queue_delay_microseconds = policy.max_delay_us
         made.oldest.preserve_ordering = batch.preserve_ordering

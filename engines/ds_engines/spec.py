@@ -117,6 +117,8 @@ class SequencePolicy(msgspec.Struct, frozen=True):
     `slots`: sequences that are served at a time; the others wait. `idle_us`: microseconds without
     a request after which a sequence loses its slot. `utilization`: the part of a direct batch that
     is run before `max_delay_us` is over. `shown`: outputs that are states, and are answers too.
+    `instances`: so many instances of the model keep the state themselves, so that a sequence stays
+    with one of them, and `slots` are dealt out to them evenly; 0 where none does.
     """
 
     strategy: Literal["direct", "oldest"] = "direct"
@@ -128,6 +130,7 @@ class SequencePolicy(msgspec.Struct, frozen=True):
     controls: tuple[Control, ...] = ()
     states: tuple[StateTensor, ...] = ()
     shown: tuple[str, ...] = ()
+    instances: int = 0
 
     @property
     def inputs(self) -> set[str]:

@@ -100,5 +100,7 @@ class RequestEngine(BatchEngine, Protocol):
     def use(self, caller: Caller) -> None:
         """From now on the model may call others."""
 
-    def execute(self, requests: Sequence[WholeRequest]) -> None:
-        """Run them in the caller's thread. Answers may come later, from other threads."""
+    def execute(self, requests: Sequence[WholeRequest], instance: int | None = None) -> None:
+        """Run them in the caller's thread, on that instance of the model, or on one that is free.
+        Answers may come later, from other threads.
+        """

@@ -205,7 +205,8 @@ def test_helpers_beside_the_model(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ('parameters { key: "EXECUTION_ENV_PATH" value { string_value: "x" } }', "EXECUTION_ENV"),
-        ("sequence_batching { }", "sequence_batching"),
+        ('sequence_batching { state { input_name: "A" } }', "keep their state themselves"),
+        ('sequence_batching { control_input { name: "S" control { } } }', "START needs one of"),
         ('model_transaction_policy { decoupled: true } response_cache { enable: true }', "cache"),
         ("instance_group { kind: KIND_GPU }", "KIND_GPU"),
         ("dynamic_batching { }", "not batched"),

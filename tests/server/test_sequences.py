@@ -24,7 +24,8 @@ policies = st.builds(
     idle_us=st.just(31_250),  # 32 ticks
     max_delay_us=st.sampled_from([0, 7_812]),  # 8 ticks, nearly
     utilization=st.sampled_from([0.0, 0.5]),
-)
+    instances=st.sampled_from([0, 1, 2]),
+).filter(lambda policy: policy.slots >= policy.instances)
 
 
 class Machine(RuleBasedStateMachine):
@@ -101,6 +102,10 @@ class Machine(RuleBasedStateMachine):
         lines = [step.line for step in batch.entries]  # type: ignore[attr-defined]
         assert len(set(lines)) == len(lines) <= 2
         assert len({step.lane for step in batch.entries}) <= 1
+        if self.policy.instances:
+            places = {step.line.instance for step in batch.entries}  # type: ignore[attr-defined]
+            assert len(places) <= 1
+            assert not places & {step.line.instance for step in self.running if step.line}
         for step in batch.entries:
             assert isinstance(step, Step)
             assert step.line not in [other.line for other in self.running]
@@ -122,6 +127,9 @@ class Machine(RuleBasedStateMachine):
     @rule(all_of_them=st.booleans())
     def finish(self, all_of_them: bool) -> None:
         done = self.running if all_of_them else self.running[:1]
+        if self.policy.instances:  # a batch of one instance ends as one
+            places = {step.line.instance for step in done if step.line}
+            done = [step for step in self.running if step.line and step.line.instance in places]
         self.running = [step for step in self.running if step not in done]
         self.queue.finished(done, self.now)
         for step in done:
@@ -224,6 +232,23 @@ def test_a_name_is_one_partitions_own() -> None:
         waiting.push(Step(2, "lane", 1, 0.0, sequence=7, partition="theirs"))
     waiting.push(Step(3, "lane", 1, 0.0, sequence=7, start=True, partition="theirs"))
     assert keys(waiting.take(0.0)) == [1, 3]
+
+
+def test_a_sequence_stays_with_one_instance() -> None:
+    waiting = queue(slots=4, instances=2)
+    for key in (1, 2, 3):
+        waiting.push(step(key, key, start=True))
+    first = waiting.take(0.0)
+    assert keys(first) == [1, 3], "the instance that has most room takes the next"
+    waiting.push(step(4, 1))
+    second = waiting.take(0.0)
+    assert keys(second) == [2]
+    assert keys(waiting.take(0.0)) == [], "both instances are busy"
+    waiting.finished(second.entries, 0.0)  # type: ignore[arg-type]
+    waiting.push(step(5, 2))
+    assert keys(waiting.take(0.0)) == [5]
+    waiting.finished(first.entries, 0.0)  # type: ignore[arg-type]
+    assert keys(waiting.take(0.0)) == [4]
 
 
 def test_a_direct_batch_may_wait_for_a_part_of_the_slots() -> None:

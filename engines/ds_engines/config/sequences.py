@@ -32,6 +32,8 @@ FALSE_TRUE = {"int32_false_true": "INT32", "fp32_false_true": "FP32", "bool_fals
 
 WHERE = "sequence_batching."
 
+PYTHON = "python"
+
 _SEQUENCE = honoured("max_sequence_idle_microseconds", "control_input", "state", "direct", "oldest")
 _DIRECT = honoured("max_queue_delay_microseconds", "minimum_slot_utilization")
 _OLDEST = honoured(
@@ -56,6 +58,12 @@ def policy(spec: ModelSpec, config: ModelConfig, folder: Path, source: str) -> S
     """`folder`: where the configuration lies. Raises ConfigError naming the field."""
     given = config.sequence_batching
     refuse_other(given, source, WHERE, _SEQUENCE)
+    own_state = spec.engine == PYTHON
+    if own_state and given.state:
+        raise ConfigError(
+            f"{source}: {WHERE}state is not supported for Python models: they keep their state "
+            "themselves"
+        )
     controls = tuple(
         _control(spec, each.name, control, source)
         for each in given.control_input
@@ -67,6 +75,7 @@ def policy(spec: ModelSpec, config: ModelConfig, folder: Path, source: str) -> S
         controls=controls,
         states=states,
         shown=tuple({tensor.name for tensor in config.output} & {s.output for s in states}),
+        instances=spec.slots if own_state else 0,
         **_strategy(spec, given, source),
     )
     _check_distinct(made, config, source)
@@ -90,6 +99,7 @@ def _strategy(spec: ModelSpec, given: ModelSequenceBatching, source: str) -> dic
             "utilization": part,
         }
     oldest = given.oldest
+    apart = spec.slots if spec.engine == PYTHON else 1
     refuse_other(oldest, source, WHERE + "oldest.", _OLDEST)
     if oldest.max_candidate_sequences < 0:
         raise ConfigError(
@@ -98,7 +108,7 @@ def _strategy(spec: ModelSpec, given: ModelSequenceBatching, source: str) -> dic
         )
     return {
         "strategy": "oldest",
-        "slots": oldest.max_candidate_sequences or most,
+        "slots": (oldest.max_candidate_sequences or most) * apart,
         "max_delay_us": oldest.max_queue_delay_microseconds,
         "preferred_sizes": preferred(
             spec.batch, oldest.preferred_batch_size, source, WHERE + "oldest"

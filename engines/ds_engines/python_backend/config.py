@@ -10,11 +10,18 @@ import msgspec
 from google.protobuf import json_format
 
 from ds_engines import config_pbtxt
+from ds_engines.config.sequences import FALSE_TRUE
 from ds_engines.config.tensors import own_shape
 from ds_engines.datatypes import DATATYPES
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
-from ds_proto.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
+from ds_proto.model_config_pb2 import (
+    DataType,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    ModelSequenceBatching,
+)
 
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 
@@ -55,7 +62,7 @@ def completed(spec: ModelSpec, config: ModelConfig, source: str, folder: Path | 
     delay = config.dynamic_batching.max_queue_delay_microseconds
     spec = msgspec.structs.replace(
         spec,
-        inputs=_tensors(config.input, size, f"{source}: input"),
+        inputs=(*_tensors(config.input, size, f"{source}: input"), *_controls(config, size)),
         outputs=_tensors(config.output, size, f"{source}: output"),
         batch=msgspec.structs.replace(spec.batch, max_batch_size=size, max_delay_us=delay),
         decoupled=config.model_transaction_policy.decoupled,
@@ -79,8 +86,6 @@ def _refuse(config: ModelConfig, source: str) -> None:
             f"{source}: parameter {ENVIRONMENT!r} is not supported: install what the model needs "
             "where ds-serve is installed"
         )
-    if config.HasField("sequence_batching"):
-        raise ConfigError(f"{source}: sequence_batching is not supported for Python models")
     if config.response_cache.enable and config.model_transaction_policy.decoupled:
         raise ConfigError(f"{source}: response_cache cannot go with decoupled answers")
 
@@ -89,6 +94,23 @@ def _tensors(
     given: Iterable[ModelInput | ModelOutput], size: int, where: str
 ) -> tuple[TensorSpec, ...]:
     return tuple(_tensor(tensor, size, f"{where} {tensor.name!r}") for tensor in given)
+
+
+def _controls(config: ModelConfig, size: int) -> list[TensorSpec]:
+    """The inputs by which a model is told where in its sequence a request is."""
+    shape, axis = ((-1, 1), 0) if size else ((1,), None)
+    return [
+        TensorSpec(given.name, _control_type(given.control[0]), shape, batch_axis=axis)
+        for given in config.sequence_batching.control_input
+        if given.control
+    ]
+
+
+def _control_type(control: ModelSequenceBatching.Control) -> str:
+    """What else is wrong with it is said where all controls are checked."""
+    if control.data_type:
+        return DataType.Name(control.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+    return next((kind for field, kind in FALSE_TRUE.items() if getattr(control, field)), "INT32")
 
 
 def _tensor(given: ModelInput | ModelOutput, size: int, where: str) -> TensorSpec:

@@ -50,7 +50,8 @@ class PythonEngine:
         config = self._complete(config or ModelConfig(), spec)
         self.spec = configuration.completed(spec, config, self._source, folder)
         self._served = Served.of(self.spec)
-        self.joins = config.HasField("dynamic_batching") and bool(self.spec.batch.max_batch_size)
+        joins = config.HasField("dynamic_batching") or config.HasField("sequence_batching")
+        self.joins = joins and bool(self.spec.batch.max_batch_size)
         if not self.spec.outputs or not self.spec.inputs:
             missing = "inputs" if self.spec.outputs else "outputs"
             raise LoadError(
@@ -58,15 +59,17 @@ class PythonEngine:
                 "auto_complete_config"
             )
         self._coroutines = _Coroutines()
+        self._instances: list[tuple[str, Any]] = []
         self._objects: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         said = json.dumps(configuration.as_json(config))
         for index in range(self.spec.slots):
             name = f"{self.spec.name}_0_{index}"
-            self._objects.put((name, self._instance(name, said)))
+            self._instances.append((name, self._instance(name, said)))
+            self._objects.put(self._instances[-1])
 
-    def execute(self, given: Sequence[WholeRequest]) -> None:
-        """Run requests on an object that is free. What goes wrong is an answer to each."""
-        name, model = self._objects.get()
+    def execute(self, given: Sequence[WholeRequest], instance: int | None = None) -> None:
+        """Run requests on one object. What goes wrong is an answer to each."""
+        name, model = self._objects.get() if instance is None else self._instances[instance]
         asked = [InferenceRequest.given(one, self._served) for one in given]
         said = Context(min(one.deadline for one in given), given[0].partition)
         token = requests.context.set(said)
@@ -80,7 +83,8 @@ class PythonEngine:
             self._fail(name, error, asked, given)
         finally:
             requests.context.reset(token)
-            self._objects.put((name, model))
+            if instance is None:
+                self._objects.put((name, model))
 
     def use(self, caller: Caller) -> None:
         requests.allow_calls(caller)

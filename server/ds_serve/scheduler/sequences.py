@@ -9,7 +9,7 @@ run on a state that lacks it.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -33,7 +33,9 @@ class Step(Entry):
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """A sequence: what of it waits, and what its runner keeps for it in `state`."""
+    """A sequence: what of it waits, and what its runner keeps for it in `state`. `instance` is
+    that of the model which keeps the state instead, where one does.
+    """
 
     sequence: Id
     partition: str = ""
@@ -42,6 +44,7 @@ class Line:
     placed: bool = False
     over: bool = False
     state: object = None
+    instance: int = 0
 
 
 class SequenceQueue:
@@ -52,7 +55,10 @@ class SequenceQueue:
         self._bound = batch.max_queue_size
         self._batch = _batching(batch, policy)
         self._idle = policy.idle_us / 1e6
-        self._free = policy.slots
+        apart = max(1, policy.instances)
+        self._pinned = bool(policy.instances)
+        self._free = [policy.slots // apart] * apart
+        self._busy: set[int] = set()
         self._entries: dict[Hashable, Step] = {}
         self._open: dict[tuple[str, Id], Line] = {}
         self._backlog: OrderedDict[Line, None] = OrderedDict()
@@ -117,6 +123,8 @@ class SequenceQueue:
             step.line.running = True
             del self._ready[step.line]
             del self._entries[step.key]
+            if self._pinned:
+                self._busy.add(step.line.instance)
         batch.entries.extend(found)
         batch.refused = self.expire(now).refused
         return batch
@@ -132,7 +140,7 @@ class SequenceQueue:
 
     def next_due(self) -> float:
         """When `take` will have a batch, or a slot becomes free for one in the backlog."""
-        oldest = min((line.waiting[0].arrived for line in self._ready), default=NEVER)
+        oldest = min((step.arrived for step in self._first()), default=NEVER)
         due = oldest + self._batch.max_delay_us / 1e6
         if self._backlog and self._resting:
             due = min(due, next(iter(self._resting.values())) + self._idle)
@@ -144,6 +152,7 @@ class SequenceQueue:
             line = step.line
             assert line is not None, "it was taken"
             line.running = False
+            self._busy.discard(line.instance)
             if line.waiting:
                 self._ready[line] = None
             elif line.over:
@@ -165,22 +174,28 @@ class SequenceQueue:
     def _place(self, now: float) -> None:
         """Give the slots that are free to those that wait for one the longest."""
         self._forget_idle(now)
-        while self._free and self._backlog:
+        while self._backlog and (most := max(self._free)):
             line, _ = self._backlog.popitem(last=False)
-            self._free -= 1
+            line.instance = self._free.index(most)
+            self._free[line.instance] -= 1
             line.placed = True
             self._ready[line] = None
 
     def _due(self, now: float) -> list[Step]:
         """Of the kind of requests that can be joined, and are due, that which waits longest."""
         lanes: dict[Hashable, list[Step]] = {}
-        for step in sorted((line.waiting[0] for line in self._ready), key=_arrival):
-            lanes.setdefault(step.lane, []).append(step)
+        for step in sorted(self._first(), key=_arrival):
+            assert step.line is not None, "it was pushed"
+            lanes.setdefault((step.line.instance, step.lane), []).append(step)
         for steps in lanes.values():
             rows = rows_due(self._batch, len(steps), steps[0].arrived, now)
             if rows:
                 return steps[:rows]
         return []
+
+    def _first(self) -> Iterator[Step]:
+        """The next request of each sequence that may run now."""
+        return (line.waiting[0] for line in self._ready if line.instance not in self._busy)
 
     def _late(self, now: float) -> list[Step]:
         late = [line.waiting[0] for line in self._ready if line.waiting[0].deadline <= now]
@@ -213,7 +228,7 @@ class SequenceQueue:
     def _release(self, line: Line) -> None:
         line.placed = False
         line.state = None
-        self._free += 1
+        self._free[line.instance] += 1
 
 
 def _batching(batch: BatchPolicy, policy: SequencePolicy) -> BatchPolicy:

@@ -13,6 +13,7 @@ from ds_serve.scheduler.queue import AnyQueue, Entry, Queue
 from ds_serve.transport.messages import Schedule
 from ds_serve.worker.sequenced import Sequenced
 from ds_serve.worker.whole import Whole
+from ds_serve.worker.whole_sequences import WholeSequences
 from ds_serve.worker.work import BatchRunner, Job, Timing, lane_of
 
 
@@ -79,7 +80,7 @@ def plan_of(engine: BatchEngine) -> Plan:
     """The simplest one that does what the model's configuration asks for."""
     spec: ModelSpec = engine.spec
     if isinstance(engine, RequestEngine):
-        return Whole(engine)
+        return Whole(engine) if spec.sequence is None else WholeSequences(engine, spec.sequence)
     if spec.sequence is not None:
         return Sequenced(engine, spec.sequence)
     if spec.batch.plain:

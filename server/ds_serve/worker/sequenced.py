@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -29,30 +29,33 @@ class Sequenced:
         self.run = SequenceRunner(engine, policy).run
 
     def push(self, job: Job) -> None:
-        request = job.request
-        schedule = request.schedule or NO_SEQUENCE
-        _check(self._spec, request, schedule)
-        for control in self._policy.controls:
-            value = _value(control, schedule)
-            job.inputs[control.input] = control_array(self._spec, control, value)
-        self.queue.push(
-            Step(
-                key=job.key,
-                lane=lane_of(self._spec, request),
-                rows=request.rows,
-                arrived=request.arrived,
-                deadline=request.deadline,
-                payload=job,
-                sequence=schedule.sequence,
-                start=schedule.start,
-                end=schedule.end,
-                partition=request.partition,
-            )
-        )
+        lane = lane_of(self._spec, job.request)
+        self.queue.push(step_of(self._spec, self._policy, job, lane))
 
     def finished(self, entries: Sequence[Entry]) -> None:
         steps = (entry for entry in entries if isinstance(entry, Step))
         self.queue.finished(steps, time.monotonic())
+
+
+def step_of(spec: ModelSpec, policy: SequencePolicy, job: Job, lane: Hashable) -> Step:
+    """The request in the queue, with its controls among its inputs. Raises InvalidRequest."""
+    request = job.request
+    schedule = request.schedule or NO_SEQUENCE
+    _check(spec, request, schedule)
+    for control in policy.controls:
+        job.inputs[control.input] = control_array(spec, control, _value(control, schedule))
+    return Step(
+        key=job.key,
+        lane=lane,
+        rows=request.rows,
+        arrived=request.arrived,
+        deadline=request.deadline,
+        payload=job,
+        sequence=schedule.sequence,
+        start=schedule.start,
+        end=schedule.end,
+        partition=request.partition,
+    )
 
 
 def _check(spec: ModelSpec, request: Infer, schedule: Schedule) -> None:

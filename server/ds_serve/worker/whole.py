@@ -106,7 +106,7 @@ class Whole:
         schedule = request.schedule or NOTHING_SAID
         entry = Ranked(
             key=job.key,
-            lane=lane_of(self._spec, request) if self._engine.joins else job.key,
+            lane=self._lane(job),
             rows=request.rows,
             arrived=request.arrived,
             deadline=request.deadline,
@@ -127,12 +127,18 @@ class Whole:
         for job, call in zip(jobs, calls, strict=True):
             self._calls[job.key] = call
         t1 = time.monotonic_ns()
-        self._engine.execute(calls)
+        self._execute(entries, calls)
         t2 = time.monotonic_ns()
         return [Timing(sum(job.request.rows for job in jobs), t1 - t0, t2 - t1, 0)]
 
     def finished(self, entries: Sequence[Entry]) -> None:
         pass
+
+    def _lane(self, job: Job) -> Hashable:
+        return lane_of(self._spec, job.request) if self._engine.joins else job.key
+
+    def _execute(self, entries: list[Entry], calls: list[Call]) -> None:
+        self._engine.execute(calls)
 
     def cancel(self, key: Hashable) -> None:
         """Let the model know that nobody waits any more."""
