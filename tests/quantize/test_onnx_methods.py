@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from quantize_models import Rows, classifier, context, glyphs, tokens, transformer
+from onnx import helper
+from quantize_models import Rows, classifier, constant, context, glyphs, model, tokens, transformer
 
 from ds_engines.base import EngineOptions, Tensors, load
 from ds_engines.spec import ModelSpec
@@ -211,6 +212,26 @@ def test_operators_and_layers_can_be_left_out(digits: Network, tmp_path: Path) -
         if node.op_type in ("Conv", "Gemm")
     }
     assert sources == {"conv1": "constant", "conv2": "constant", "head": "DequantizeLinear"}
+
+
+@pytest.mark.parametrize("method", [Int8Static(), Int8Dynamic()], ids=name_of)
+def test_tables_of_embeddings_shrink_too(method: Method, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table, weights = rng.normal(0, 1, (5000, 32)), rng.normal(0, 1, (32, 4))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], "ids", to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["found"], "lookup"),
+        helper.make_node("MatMul", ["found", "w"], ["y"], "dense"),
+    ]
+    constants = [constant("table", table), constant("w", weights)]
+    path = tmp_path / "embedding.onnx"
+    onnx.save(model(nodes, [("x", ["n", 3])], [("y", ["n", 3, 4])], constants), path)
+    ids = Rows({"x": rng.integers(0, 5000, (64, 3)).astype(np.float32)})
+    wanted = outputs_of(path, ids)
+    network = Network(path, ids, ids, wanted)
+    made = apply(method, network, tmp_path)
+    assert share(network, made) < 0.3
+    assert np.corrcoef(outputs_of(made, ids)["y"].ravel(), wanted["y"].ravel())[0, 1] > 0.999
 
 
 def test_int4_names_the_operator_of_its_target(block: Network, tmp_path: Path) -> None:

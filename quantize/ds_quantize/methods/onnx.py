@@ -57,12 +57,15 @@ class Int8Static(Method, frozen=True, tag="int8-static"):
 
 
 class Int8Dynamic(Method, frozen=True, tag="int8-dynamic"):
-    """INT8 weights; activations are quantized as they come, so that no calibration is needed."""
+    """INT8 weights; activations are quantized as they come, so that no calibration is needed.
+
+    Matrix products and tables of embeddings, unless `operators` says otherwise.
+    """
 
     handler: ClassVar[str] = "ds_quantize.onnx_methods.dynamic:int8_dynamic"
 
     per_channel: bool = True
-    operators: tuple[str, ...] = ("MatMul", "Gemm")
+    operators: tuple[str, ...] = ("MatMul", "Gemm", "Gather")
     exclude: tuple[str, ...] = ()
     reduce_range: bool = False
 
