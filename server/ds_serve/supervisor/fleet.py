@@ -126,13 +126,10 @@ class Fleet:
             await _ready(self._served[name].values())
         await self._gateways.know(TOLD_WITHIN)
         served = self._served.get(name, {}).values()
-        versions = ", ".join(one.source.version for one in served if not one.source.refusal)
+        versions = [one.source.version for one in served if not one.source.refusal]
         if versions:
-            log.info("model %s: loaded, and served in the versions %s", name, versions)
-        refused = [source for source in sources if source.refusal]
-        if refused:
-            said = "; ".join(f"version {source.version}: {source.refusal}" for source in refused)
-            raise LoadError(f"{said}; served is {versions or 'no version'}")
+            log.info("model %s: loaded, and served in the versions %s", name, ", ".join(versions))
+        _raise_refusals(sources, versions)
 
     async def unload(self, name: str) -> None:
         """Serve a model no more. Requests that it has are finished, within the drain time."""
@@ -240,6 +237,15 @@ class Fleet:
 def has_worker(source: ModelSource) -> bool:
     """Whether a process runs it."""
     return source.ensemble is None and not source.refusal
+
+
+def _raise_refusals(sources: Iterable[ModelSource], served: Iterable[str]) -> None:
+    refused = [
+        f"version {source.version}: {source.refusal}" for source in sources if source.refusal
+    ]
+    if refused:
+        others = " and ".join(f"version {version}" for version in served)
+        raise LoadError(f"{'; '.join(refused)}; served is {others or 'no version'}")
 
 
 async def _ready(served: Iterable[Served]) -> None:

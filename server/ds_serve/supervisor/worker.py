@@ -75,7 +75,7 @@ class RefusedKeeper(Keeper):
 
     def __init__(self, name: str, version: str, why: str, on_change: Callable[[], None]) -> None:
         super().__init__(name, version, on_change)
-        self.state.state, self.state.reason = FAILED, why
+        self.state.state, self.state.reason, self.state.required = FAILED, why, False
         log.error("model %s version %s is not served: %s", name, version, why)
 
     async def run(self) -> None:
