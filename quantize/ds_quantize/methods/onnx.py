@@ -151,7 +151,7 @@ class MixedPrecision(Int8Static, frozen=True, tag="mixed-precision"):
 
     Each layer is quantized alone and compared with the original. The worst are kept until the
     whole is as near to the original as `min_cosine` and `min_sqnr` (decibels) say, where they are
-    given, but no more than `max_share` of the layers.
+    given, but no more than `max_share` of the layers. `probe`: rows to compare.
     """
 
     handler: ClassVar[str] = "ds_quantize.onnx_methods.mixed:mixed_precision"

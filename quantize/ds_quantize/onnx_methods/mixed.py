@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,6 @@ import onnx
 
 from ds_engines.base import Tensors
 from ds_quantize.context import Context
-from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, OnnxModel
 from ds_quantize.methods.onnx import MixedPrecision
 from ds_quantize.onnx_methods.prepare import prepared
@@ -39,6 +39,11 @@ def mixed_precision(model: Model, method: MixedPrecision, context: Context) -> O
         {"layer": name, "cosine": like.cosine, "sqnr": like.sqnr} for name, like in ranking
     ]
     kept, like = _kept(plan, method, probe, [name for name, _ in ranking])
+    if not _near(like, method):
+        context.progress.say(
+            f"with {len(kept)} of {len(ranking)} layers in floating point, which is all that "
+            f"max_share allows, outputs have a cosine of {like.cosine:.4f} and {like.sqnr:.1f} dB"
+        )
     context.measured["mixed"] = {"kept": kept, "cosine": like.cosine, "sqnr": like.sqnr}
     return finished(_without(plan, kept), context)
 
@@ -86,26 +91,18 @@ def _ranking(plan: Plan, probe: Probe, context: Context) -> list[tuple[str, Like
 def _kept(
     plan: Plan, method: MixedPrecision, probe: Probe, ranking: list[str]
 ) -> tuple[list[str], Likeness]:
-    """The fewest of the most sensitive layers without which the model is near enough.
-
-    Found by halving, as each layer kept brings it nearer. Raises MethodError where `max_share`
-    of the layers is not enough.
+    """The fewest of the most sensitive layers without which the model is near enough, or as many
+    as `max_share` allows. Found by halving, as each layer kept brings it nearer.
     """
-    most = int(method.max_share * len(ranking))
-    low, high, found = 0, most, None
-    while low <= high:
+    low, high = 0, math.ceil(method.max_share * len(ranking))
+    found = ranking[:high], probe.likeness(quantize(_without(plan, ranking[:high])))
+    while low < high:
         middle = (low + high) // 2
         like = probe.likeness(quantize(_without(plan, ranking[:middle])))
         if _near(like, method):
-            high, found = middle - 1, (ranking[:middle], like)
+            high, found = middle, (ranking[:middle], like)
         else:
             low = middle + 1
-    if found is None:
-        raise MethodError(
-            f"with the {most} most sensitive of {len(ranking)} layers in floating point "
-            f"({', '.join(ranking[:3])}, …) the output still has a cosine of {like.cosine:.4f} and "
-            f"{like.sqnr:.1f} dB; raise max_share, or lower min_cosine or min_sqnr"
-        )
     return found
 
 
