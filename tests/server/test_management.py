@@ -66,6 +66,19 @@ async def http(gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
+async def test_the_page_of_all_routes_needs_nothing_from_elsewhere(
+    http: httpx2.AsyncClient,
+) -> None:
+    answer = await http.get("/docs")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for path in (await http.get("/openapi.json")).json()["paths"]:
+        assert f"<code>{path}</code>" in answer.text
+    assert "<script" not in answer.text
+    assert re.findall(r'(?:src|href)="([^"]*)"', answer.text) == ["/openapi.json"]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert (await http.get("/redoc")).status_code == 404
+
+
 async def test_the_index(gateway: Gateway, http: httpx2.AsyncClient) -> None:
     answer = await http.post("/v2/repository/index", json={"ready": True})
     assert answer.json() == [

@@ -81,6 +81,7 @@ def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
 
     @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
     async def region(name: str) -> list[Json]:
+        """One of them."""
         return said(name)
 
     @app.post(f"{path}/region/{{name}}/register", tags=["kserve"], openapi_extra=JSON_BODY)
@@ -92,11 +93,13 @@ def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
 
     @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
     async def unregister(name: str) -> Response:
+        """Forget a region."""
         gateway.regions.unregister(name)
         return Response()
 
     @app.post(f"{path}/unregister", tags=["kserve"])
     async def unregister_all() -> Response:
+        """Forget all regions."""
         gateway.regions.unregister("")
         return Response()
 
@@ -111,6 +114,7 @@ def _cuda_memory(app: FastAPI) -> None:
 
     @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
     async def region(name: str) -> list[Json]:
+        """There is none."""
         cuda_memory.check_status(name)
         return []
 
@@ -126,6 +130,7 @@ def _cuda_memory(app: FastAPI) -> None:
 
     @app.post(f"{path}/unregister", tags=["kserve"])
     async def unregister_all() -> Response:
+        """There is nothing to forget."""
         return Response()
 
 
@@ -217,10 +222,12 @@ def _trace(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
 
     @app.get("/v2/trace/setting", tags=["kserve"])
     async def tell_all(request: Request) -> Json:
+        """The trace settings of models that have none of their own."""
         return await tell(request, "", "")
 
     @app.post("/v2/trace/setting", tags=["kserve"], openapi_extra=JSON_BODY)
     async def change_all(request: Request) -> Json:
+        """Change some of them; null brings back the default."""
         return await change(request, "", "")
 
     model_route(app, "GET", "/trace/setting", tell)

@@ -56,19 +56,23 @@ def _server(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v2/health/live", tags=["kserve"])
     async def live() -> Response:
+        """200 while the process answers."""
         return Response()
 
     @app.get("/v2/health/ready", tags=["kserve"])
     async def ready() -> Response:
+        """200 while every model answers, else 503."""
         return Response(status_code=200 if gateway.ready else 503)
 
 
 def _models(app: FastAPI, gateway: Gateway) -> None:
     async def ready(request: Request, model: str, version: str) -> Response:
+        """200 while the model answers, else 503."""
         state = gateway.state(model, version)
         return Response(status_code=200 if state.state == READY else 503)
 
     async def metadata(request: Request, model: str, version: str) -> dict[str, Any]:
+        """The model's inputs and outputs, and its versions."""
         spec = gateway.spec(model, version)
         return {
             "name": spec.name,
@@ -79,9 +83,11 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
         }
 
     async def config(request: Request, model: str, version: str) -> dict[str, Any]:
+        """The model's configuration, with all that its file leaves out."""
         return describe.config_json(gateway.spec(model, version))
 
     async def statistics(request: Request, model: str, version: str) -> dict[str, Any]:
+        """What the model has done so far, and how long that took."""
         found = []
         for spec in describe.asked_for(gateway, model, version):
             counted = await gateway.statistics(spec.name, spec.version)
@@ -89,6 +95,7 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
         return {"model_stats": found}
 
     async def all_statistics(request: Request) -> dict[str, Any]:
+        """The same of all models."""
         allows = caller_of(request.scope).allows
         found = (await statistics(request, "", ""))["model_stats"]
         return {"model_stats": [each for each in found if allows(each["name"])]}

@@ -13,7 +13,7 @@ from ds_engines.errors import InvalidRequest, NotFound, ServeError
 from ds_serve import __version__, metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import READY, Gateway
-from ds_serve.gateway.http import compression, control, errors, kserve
+from ds_serve.gateway.http import compression, control, docs_page, errors, kserve
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.security.asgi import caller_of
 from ds_serve.security.guard import Caller
@@ -42,12 +42,15 @@ def build(gateway: Gateway, budget: Budget) -> FastAPI:
         title="ds-serve",
         version=__version__,
         description="Every model behind OpenAI REST and KServe v2.",
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
     )
     _hot_paths(app)
     _health(app, gateway)
     _openai(app, gateway)
     kserve.add(app, gateway)
     control.add(app, gateway, budget)
+    docs_page.add(app)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
@@ -125,6 +128,7 @@ def _openai(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
     async def model(model: str) -> Any:
+        """One of them."""
         for state in _texts(gateway):
             if state.name == model:
                 return _card(state)
