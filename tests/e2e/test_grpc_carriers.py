@@ -101,6 +101,15 @@ def test_compressed_calls(server: Server, channel: grpc.Channel) -> None:
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_what_is_beyond_the_limit_is_refused(server: Server, channel: grpc.Channel) -> None:
+    """grpcio has words of its own."""
+    with pytest.raises(grpc.RpcError) as refused:
+        unary(channel)(message(rows=4000))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    if carrier(server) != "grpcio":
+        assert "the limit is 1,000,000 (--max-request-bytes)" in refused.value.details()
+
+
 def test_what_unpacks_beyond_the_limit_is_refused(server: Server, channel: grpc.Channel) -> None:
     """pygrpc-native has unpacked it by then; grpcio has not."""
     bomb = message()

@@ -17,7 +17,7 @@ import pygrpc_native.aio
 from google.protobuf.message import DecodeError
 from pygrpc_native import EVENT_CANCEL
 
-from ds_engines.errors import EngineFailure, InvalidRequest, ServeError
+from ds_engines.errors import EngineFailure, InvalidRequest, ServeError, TooLarge
 from ds_proto import grpc_service_pb2 as pb
 from ds_proto.service import SERVICE
 from ds_serve import metrics
@@ -82,6 +82,19 @@ class QuickServer(pygrpc_native.aio.Server):
         if others:
             super()._on_events(others)
 
+    def _request(self, call: Any, payload: bytes) -> tuple[bool, Any]:
+        """The message of a call that goes the server's own way; what is too large is told in our
+        words.
+        """
+        limit = self._receive_limit
+        if limit is None or len(payload) <= limit:
+            return super()._request(call, payload)
+        error = TooLarge(
+            f"the request has {len(payload):,} bytes; the limit is {limit:,} (--max-request-bytes)"
+        )
+        self._refuse(call.call_id, given_id(call.metadata), error, call.method.rpartition("/")[2])
+        return False, None
+
     def _takes(self, payload: bytes) -> bool:
         """Whether the call is neither too large nor too late."""
         limit = self._receive_limit
@@ -122,8 +135,10 @@ class QuickServer(pygrpc_native.aio.Server):
             self._succeeded.add(1)
         self._check_idle()
 
-    def _refuse(self, call_id: int, given: bytes | None, error: ServeError) -> None:
-        code, message, trailers = refusal(METHOD, self._ids.of(given), error)
+    def _refuse(
+        self, call_id: int, given: bytes | None, error: ServeError, method: str = METHOD
+    ) -> None:
+        code, message, trailers = refusal(method, self._ids.of(given), error)
         assert self._front is not None, "a call came from it"
         self._front.fail(call_id, code.value[0], message, trailing_metadata=trailers)
 
