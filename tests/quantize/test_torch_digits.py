@@ -73,7 +73,7 @@ def change(made: Quantized) -> tuple[float, float]:
     return quality.baseline.value, quality.candidate.value
 
 
-@pytest.mark.parametrize("recipe", ["int8", QAT])
+@pytest.mark.parametrize("recipe", ["int8", QAT], ids=["ptq", "qat"])
 def test_int8_within_one_percent(recipe: str, tmp_path: Path) -> None:
     made = quantized(recipe, tmp_path)
     before, after = change(made)

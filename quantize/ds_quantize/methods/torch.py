@@ -171,7 +171,7 @@ class Distill(Training, frozen=True):
     """`student`: `file.py:factory` of the module to be trained, which takes and gives what the
     original does; empty: the model as the steps before have left it. The teacher is the original.
     `temperature` softens its outputs; `soft` is the weight of its outputs against that of the
-    labels, where there are any.
+    labels, where there are any and `loss` is not agree.
     """
 
     epochs: Count = 20

@@ -30,7 +30,7 @@ def distill_logits(model: Model, method: DistillLogits, context: Context) -> Tor
     made, teacher = _student(model, method), copied(teacher_of(context, method.name))
 
     def make(rows: Rows) -> Agreement:
-        return Agreement(teacher.module, method.temperature, method.soft, hard(rows))
+        return Agreement(teacher.module, method.temperature, method.soft, hard(method, rows))
 
     return _trained(made, method, context, make)
 
@@ -45,7 +45,7 @@ def distill_features(model: Model, method: DistillFeatures, context: Context) ->
 
         def make(rows: Rows) -> Features:
             features.outputs = Agreement(
-                teacher.module, method.temperature, method.soft, hard(rows)
+                teacher.module, method.temperature, method.soft, hard(method, rows)
             )
             return features
 

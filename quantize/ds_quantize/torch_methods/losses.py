@@ -142,9 +142,10 @@ def teacher_of(context: Context, method: str) -> TorchModel:
     return torch_model(context.original, f"{method}, for its teacher,")
 
 
-def hard(rows: Rows) -> Labels | None:
-    """The loss that fits the labels, where there are any."""
-    return None if rows.labels is None else by_labels(_fitting(rows))
+def hard(method: Training, rows: Rows) -> Labels | None:
+    """The loss of the labels; None where there are none, or none are wanted."""
+    name = _fitting(rows) if method.loss == "auto" else method.loss
+    return None if name == "agree" else by_labels(name)
 
 
 def _fitting(rows: Rows) -> str:
