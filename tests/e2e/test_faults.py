@@ -11,6 +11,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import httpx2
@@ -144,15 +145,22 @@ def _kill_until_failed(server, model):
     return deaths
 
 
+@pytest.fixture
+def short():
+    """A folder whose path is short enough for sockets below it, as tmp_path's is not."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_killed_supervisor_leaves_nothing_behind(models, tmp_path, monkeypatch):
+def test_killed_supervisor_leaves_nothing_behind(models, short, monkeypatch):
     """Neither a process, nor, once another server was started, a folder."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short))
     monkeypatch.setattr(tempfile, "tempdir", None)
     with Server(*models, "--gateways", "2") as server:
         family = children(server.process.pid)
         assert len(family) == 4
-        folders = list(tmp_path.glob("ds-serve-*"))
+        folders = list(short.glob("ds-serve-*"))
         assert len(folders) == 1
         with busy(server, 20 * SECOND) as running:
             server.kill()
@@ -161,8 +169,8 @@ def test_killed_supervisor_leaves_nothing_behind(models, tmp_path, monkeypatch):
     assert folders[0].exists()
     with Server(*models):
         assert not folders[0].exists()
-        assert len(list(tmp_path.glob("ds-serve-*"))) == 1
-    assert not list(tmp_path.glob("ds-serve-*")), "a server that stops removes its own"
+        assert len(list(short.glob("ds-serve-*"))) == 1
+    assert not list(short.glob("ds-serve-*")), "a server that stops removes its own"
 
 
 @pytest.mark.parametrize("gateways", [1, pytest.param(2, marks=pytest.mark.slow)])
