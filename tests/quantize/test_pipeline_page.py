@@ -15,6 +15,7 @@ from ds_quantize import recipe
 from ds_quantize.cli import COMMANDS, parser
 from ds_quantize.evaluate.metrics import NAMES
 from ds_quantize.limits import Gate
+from ds_serve import cli as serve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "quantize.md").read_text()
 PROGRAM = Path(sys.executable).with_name("ds-quantize")
@@ -52,7 +53,8 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_python(folder: Path) -> None:
-    (folder / "page.py").write_text(blocks("python")[0].replace('"int8"', '"./loose.yaml"'))
+    example = next(text for text in blocks("python") if "import ds_quantize" in text)
+    (folder / "page.py").write_text(example.replace('"int8"', '"./loose.yaml"'))
     (folder / "loose.yaml").write_text("extends: int8\ngate: {max_accuracy_drop: 0.2}\n")
     cache = {"DS_SERVE_CACHE": str(folder / "cache")}
     done = subprocess.run(
@@ -68,7 +70,8 @@ def test_the_python(folder: Path) -> None:
 
 
 def test_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+    example = next(text for text in blocks("yaml") if text.startswith("extends: int8"))
+    (tmp_path / "mine.yaml").write_text(example)
     made = recipe.load(str(tmp_path / "mine.yaml"))
     assert [step.name for step in made.steps] == ["fold", "int8-static"]
 
@@ -84,11 +87,11 @@ def test_all_limits_metrics_and_commands_are_on_the_page() -> None:
 
 def test_what_the_page_says_of_flags_exists() -> None:
     flags = set(re.findall(r"`(--[a-z-]+)", PAGE))
-    known = parser().format_help() + "".join(
+    known = serve.parser().format_help() + "".join(
         sub.format_help()
         for sub in parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
     )
-    assert {flag for flag in flags if flag not in known} <= {"--recipe"}
+    assert {flag for flag in flags if flag not in known} == set()
 
 
 def test_help_is_given_without_the_libraries() -> None:

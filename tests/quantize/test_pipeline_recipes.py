@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ds_quantize import methods, recipe
 from ds_quantize.cli import main
 from ds_quantize.errors import RecipeError
+from ds_quantize.libraries import EXTRAS
 from ds_quantize.methods.onnx import Int8Static
 
 
@@ -125,3 +127,12 @@ def test_every_method_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> N
         module, _, function = method.handler.partition(":")
         assert module.startswith("ds_quantize.")
         assert function
+
+
+def test_every_method_names_an_extra_that_there_is() -> None:
+    """Users are told to install it, and its libraries' versions are part of a stage's key."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = set(project["project"]["optional-dependencies"])
+    assert set(EXTRAS) <= extras
+    for method in methods.METHODS.values():
+        assert method.extra in EXTRAS, method
