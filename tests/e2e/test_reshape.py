@@ -88,6 +88,15 @@ def test_a_picture_without_a_batch_axis(server: Server, protocol: str) -> None:
     assert found.tolist() == [7.5, 23.5, 39.5]
 
 
+def test_classes_of_a_picture_without_a_batch_axis(server: Server) -> None:
+    given = tritonclient.http.InferInput("picture", (3, 4, 4), "FP32")
+    given.set_data_from_numpy(np.arange(48, dtype=np.float32).reshape(3, 4, 4))
+    wanted = tritonclient.http.InferRequestedOutput("means", class_count=2)
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        found = client.infer("pooled", [given], outputs=[wanted]).as_numpy("means")
+    assert [each.split(b":")[1:] for each in found] == [[b"2", b"blue"], [b"1", b"green"]]
+
+
 def test_clients_are_told_the_shapes_that_they_see(server: Server) -> None:
     told = server.get("/v2/models/pooled").json()
     assert (told["inputs"][0]["shape"], told["outputs"][0]["shape"]) == ([3, 4, 4], [3])
