@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,18 +16,26 @@ from quantize_models import Rows, classifier, constant, context, glyphs, model, 
 from ds_quantize import recipe
 from ds_quantize.errors import MethodError
 from ds_quantize.forms import Model, OnnxModel, PlanModel
-from ds_quantize.methods.onnx import TensorRT
+from ds_quantize.method import Method
+from ds_quantize.methods.onnx import Int8Static, TensorRT
 
-RECIPES = [
-    "fold",
-    "int8-tensorrt",
-    "smoothquant-tensorrt",
-    "mixed-tensorrt",
-    "int4-tensorrt",
-    "fp16",
-    "fp8",
+
+def steps_of(name: str) -> list[Method]:
+    """The recipe's steps for the target tensorrt, without a plan at the end."""
+    steps = [step for step in recipe.load(name).steps if not isinstance(step, TensorRT)]
+    return [
+        msgspec.structs.replace(step, target="tensorrt") if hasattr(step, "target") else step
+        for step in steps
+    ]
+
+
+INT8 = [
+    name
+    for name in recipe.names()
+    if all(step.takes == "onnx" for step in recipe.load(name).steps)
+    and any(isinstance(step, Int8Static) for step in recipe.load(name).steps)
 ]
-"""Those on ONNX files whose result is for TensorRT."""
+OTHERS = ["fold", "int4-tensorrt", "fp16", "bf16", "fp8"]
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +54,21 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
 def plan_of(name: str, path: Path, rows: Rows, folder: Path) -> PlanModel:
     """The recipe's steps, and then a plan."""
     now: Model = OnnxModel(path)
-    for step in (*recipe.load(name).steps, TensorRT(batches=(1, 4, 16))):
+    for step in (*steps_of(name), TensorRT(batches=(1, 4, 16))):
         now = step.load()(now, step, context(folder, path, rows))
     assert isinstance(now, PlanModel)
     return now
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_there_are_recipes_of_each_kind_of_calibration() -> None:
+    assert len(INT8) >= 8
+    kinds = {
+        step.calibration for name in INT8 for step in steps_of(name) if isinstance(step, Int8Static)
+    }
+    assert kinds == {"min-max", "entropy", "percentile", "mse"}
+
+
+@pytest.mark.parametrize("name", [*INT8, *OTHERS])
 def test_what_a_recipe_makes_of_a_network_of_convolutions_builds(
     name: str, digits: tuple[Path, Rows], tmp_path: Path
 ) -> None:
@@ -60,7 +77,7 @@ def test_what_a_recipe_makes_of_a_network_of_convolutions_builds(
     assert plan.library == f"tensorrt_rtx {trt.__version__}"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["int8", "smoothquant", "mixed", *OTHERS])
 def test_what_a_recipe_makes_of_a_transformer_builds(
     name: str, block: tuple[Path, Rows], tmp_path: Path
 ) -> None:

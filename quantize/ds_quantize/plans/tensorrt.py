@@ -114,9 +114,15 @@ class _Builder:
         if parser.parse_from_file(str(self.source)):
             return
         problem = parser.get_error(0) if parser.num_errors else None
-        layer = f"layer {problem.node_name()!r} ({problem.node_operator()})" if problem else "it"
+        layer = f"{self._layer(problem)}: " if problem else ""
         said = problem.desc() if problem else self.log.last
-        raise MethodError(f"TensorRT does not take {self.source.name}: {layer}: {said}")
+        raise MethodError(f"TensorRT does not take {self.source.name}: {layer}{said}")
+
+    def _layer(self, problem: Any) -> str:
+        """Which node a parser's error is of; release 8 knows its place alone."""
+        if hasattr(problem, "node_name"):
+            return f"layer {problem.node_name()!r} ({problem.node_operator()})"
+        return f"node {problem.node()} of the graph"
 
     def _configure(self) -> None:
         if self.method.level is not None:
