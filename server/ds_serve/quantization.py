@@ -180,11 +180,12 @@ def _call(words: Sequence[str]) -> tuple[int, str]:
 
 def _key(settings: Settings, model: Path) -> str:
     """A hash over the model, the recipe and the data, and what else decides the result."""
-    digest = hashlib.sha256(f"{__version__}\0{settings.quantization}\0".encode())
+    said = (settings.quantization, settings.calibration, settings.evaluation)
+    digest = hashlib.sha256(__version__.encode())
+    for each in said:
+        digest.update(f"\0{each.rpartition('/')[2]}".encode())
     given = [model, *_external(model), *_recipes(settings.quantization)]
-    for data in (settings.calibration, settings.evaluation):
-        digest.update(f"{data}\0".encode())
-        given += _files(data)
+    given += (file for data in said[1:] for file in _files(data))
     for path in given:
         digest.update(f"{path.name}\0{manifest.file(path).sha256}\0".encode())
     return digest.hexdigest()[:24]
@@ -213,6 +214,8 @@ def _recipes(given: str) -> list[Path]:
 
 def _files(data: str) -> Iterable[Path]:
     """The files of data: one, or all of a folder; of `file.py:function` the Python file."""
+    if not data:
+        return []
     path = Path(data).expanduser()
     if path.is_dir():
         return sorted(each for each in path.rglob("*") if each.is_file())
