@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ds_engines.errors import ServeError
 from ds_quantize import report
 from ds_quantize.api import Settings, quantize
+from ds_quantize.errors import QuantizeError
 from ds_quantize.evaluate import Options
 from ds_quantize.progress import reporter
 from loadtests.quantize import Case, recipe, results
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
         folder = given.work or Path(scratch)
         try:
             lines = [_measured(name, folder, given, console) for name in given.names or CASES]
-        except (ServeError, ValueError, ImportError) as error:
+        except (QuantizeError, ValueError, ImportError) as error:
             console.print(f"error: {error}", style="red", markup=False)
             return 1
     console.print(results.markdown(lines), markup=False, soft_wrap=True)

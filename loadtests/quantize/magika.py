@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_serve import catalogue
 from loadtests.quantize import Case, recipe
 from loadtests.scenarios.magika import _features
+from loadtests.start_up.subjects import fetched
 
 PLACES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share", "/usr/lib")
 CALIBRATION = 300
@@ -31,7 +31,7 @@ def case(folder: Path, rows: int = 3000) -> Case:
     return Case(
         name="Magika 1.0",
         about=f"file types; {len(features) - CALIBRATION:,} real files",
-        model=str(catalogue.fetch("magika")),
+        model=str(fetched("magika")),
         calibration=str(folder / "calibration.npz"),
         evaluation=str(folder / "evaluation.npz"),
         recipe=recipe("magika"),

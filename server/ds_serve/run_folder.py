@@ -10,20 +10,39 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ds_engines.errors import ConfigError
+
 PREFIX = "ds-serve-"
+LONGEST = 107
+"""Bytes in the path of a Unix socket, on Linux."""
+BELOW = 32
+"""Bytes for the sockets' own names below the folder."""
 _NAME = re.compile(rf"{PREFIX}(\d+)-")
 
 
 @contextlib.contextmanager
 def run_folder() -> Iterator[Path]:
-    """A fresh folder, removed at the end; what killed servers left behind goes first."""
+    """A fresh folder, removed at the end; what killed servers left behind goes first.
+
+    Raises ConfigError where sockets in it would have too long a path.
+    """
     base = Path(tempfile.gettempdir())
+    _check(base)
     _sweep(base)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check(base: Path) -> None:
+    most = LONGEST - BELOW - len(f"/{PREFIX}{os.getpid()}-12345678")
+    if len(os.fsencode(base)) > most:
+        raise ConfigError(
+            f"the folder for temporary files, {base}, has too long a path for sockets in it: set "
+            f"TMPDIR to one of at most {most} bytes"
+        )
 
 
 def _sweep(base: Path) -> None:

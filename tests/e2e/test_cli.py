@@ -113,6 +113,16 @@ def test_wrong_call_names_what_is_wrong(folder, arguments, says):
     assert status == USAGE
 
 
+def test_a_folder_whose_sockets_would_have_too_long_a_path_is_named(folder, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    status, error = _run("--model", folder / "good.onnx")
+    assert f"{long}, has too long a path" in error
+    assert "TMPDIR" in error
+    assert status == USAGE
+
+
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
 def test_port_in_use_is_named_before_anything_is_loaded(folder, flag):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
