@@ -28,28 +28,39 @@ class Reshapes:
         """Inputs as the model has them."""
         if not self._inputs:
             return inputs
-        return {name: self._one_to_model(name, array) for name, array in inputs.items()}
+        return {
+            name: array.reshape(self.input_shape(name, array.shape))
+            for name, array in inputs.items()
+        }
 
     def to_client(self, name: str, array: Array) -> Array:
         """An output as clients see it. Raises EngineFailure where the model gave another shape."""
         if name not in self._outputs:
             return array
-        shape, own = self._outputs[name]
-        fits = array.ndim == len(own) and all(
-            known in (-1, size) for size, known in zip(array.shape, own, strict=True)
-        )
-        if not fits:
+        return array.reshape(self.output_shape(name, array.shape))
+
+    def input_shape(self, name: str, shape: Shape) -> Shape:
+        """The model's own shape of an input that clients give this one."""
+        if name not in self._inputs:
+            return shape
+        seen, own = self._inputs[name]
+        return _moved(shape, seen, own)
+
+    def output_shape(self, name: str, shape: Shape) -> Shape:
+        """The shape for clients of an output to which the model gave this one. Raises
+        EngineFailure where its configuration says another.
+        """
+        if name not in self._outputs:
+            return shape
+        seen, own = self._outputs[name]
+        if len(shape) != len(own) or any(
+            known not in (-1, size) for size, known in zip(shape, own, strict=True)
+        ):
             raise EngineFailure(
-                f"the model gave output {name!r} the shape {list(array.shape)}; the reshape of its "
+                f"the model gave output {name!r} the shape {list(shape)}; the reshape of its "
                 f"configuration says {list(own)}"
             )
-        return _moved(array, own, shape)
-
-    def _one_to_model(self, name: str, array: Array) -> Array:
-        if name not in self._inputs:
-            return array
-        shape, own = self._inputs[name]
-        return _moved(array, shape, own)
+        return _moved(shape, own, seen)
 
 
 def _reshaped(tensors: Iterable[TensorSpec]) -> dict[str, tuple[Shape, Shape]]:
@@ -61,9 +72,9 @@ def _reshaped(tensors: Iterable[TensorSpec]) -> dict[str, tuple[Shape, Shape]]:
     }
 
 
-def _moved(array: Array, source: Shape, target: Shape) -> Array:
-    varying = iter([size for size, known in zip(array.shape, source, strict=True) if known == -1])
-    return array.reshape([next(varying) if size == -1 else size for size in target])
+def _moved(shape: Shape, source: Shape, target: Shape) -> Shape:
+    varying = iter([size for size, known in zip(shape, source, strict=True) if known == -1])
+    return tuple(next(varying) if size == -1 else size for size in target)
 
 
 class ReshapingEngine:

@@ -58,6 +58,17 @@ output { name: "SHAPE" data_type: TYPE_INT64 dims: [ 3 ] }
 """
 
 
+# An ensemble with shapes of its own around a model that is reshaped as well.
+WHOLE = """
+platform: "ensemble"
+max_batch_size: 8
+input { name: "flat" data_type: TYPE_FP32 dims: [ -1 , 6 ] reshape { shape: [ -1, 2, 3 ] } }
+output { name: "turned" data_type: TYPE_FP32 dims: [ -1, 1, 6 ] reshape { shape: [ -1, 3, 2 ] } }
+ensemble_scheduling { step { model_name: "varying" model_version: -1
+    input_map { key: "x" value: "flat" } output_map { key: "y" value: "turned" } } }
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models: Path = tmp_path_factory.mktemp("reshape")
@@ -68,6 +79,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (models / name / "config.pbtxt").write_text(config)
     (models / "pooled" / "colours").write_text("red\ngreen\nblue\n")
     python_models.put(models, "python", SHAPES, PYTHON)
+    (models / "whole").mkdir()
+    (models / "whole" / "config.pbtxt").write_text(WHOLE)
     with Server("--model-repository", models) as server:
         yield server
 
@@ -131,6 +144,15 @@ def test_sizes_that_vary_stay(server: Server) -> None:
     given = np.arange(2 * 5 * 6, dtype=np.float32).reshape(2, 5, 2, 3)
     found = ask(server, "varying", "grpc", "x", given).as_numpy("y")
     assert np.array_equal(found, 2 * given.reshape(2, 5, 3, 2))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_ensemble_has_shapes_of_its_own(server: Server, protocol: str) -> None:
+    given = np.arange(2 * 5 * 6, dtype=np.float32).reshape(2, 5, 6)
+    found = ask(server, "whole", protocol, "flat", given).as_numpy("turned")
+    assert np.array_equal(found, 2 * given.reshape(2, 5, 1, 6))
+    told = server.get("/v2/models/whole/config").json()
+    assert told["input"][0]["reshape"] == {"shape": [-1, 2, 3]}
 
 
 def test_a_python_model_gets_its_own_shape(server: Server) -> None:

@@ -110,6 +110,14 @@ def _reshaped(
             f"{where}: reshape needs the batch axis to be the first, but it is axis {axis}"
         )
     check_dims(spec, known, own, where, "reshape.shape is")
+    check_reshape(dims, own, where)
+    return msgspec.structs.replace(
+        known, shape=_whole(known, dims, axis), reshape=_whole(known, own, axis)
+    )
+
+
+def check_reshape(dims: Shape, own: Shape, where: str) -> None:
+    """Raises ConfigError where tensors of one shape cannot be had as the other."""
     if not dims or not all(size == -1 or size > 0 for size in dims):
         raise ConfigError(
             f"{where}: dims are {show(dims)}; beside a reshape they must be what clients see: "
@@ -120,9 +128,6 @@ def _reshaped(
             f"{where}: dims are {show(dims)} and reshape.shape is {show(own)}; both must have as "
             "many elements, and as many -1, with as many elements before, between and after them"
         )
-    return msgspec.structs.replace(
-        known, shape=_whole(known, dims, axis), reshape=_whole(known, own, axis)
-    )
 
 
 def _pieces(shape: Shape) -> list[int]:

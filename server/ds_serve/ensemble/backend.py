@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 
 from ds_engines.errors import EngineFailure, NotFound, ServeError, Unavailable
+from ds_engines.reshaping import Reshapes
 from ds_engines.spec import ModelSpec
 from ds_serve.ensemble.accounts import Accounts
 from ds_serve.ensemble.plan import Plan, Progress, at, make
@@ -41,6 +42,7 @@ class EnsembleBackend:
         self.spec = spec
         self.held = 0
         self.accounts = Accounts(spec)
+        self.reshapes = Reshapes(spec)
         self._find = find
         self.runs: set[Run] = set()
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
@@ -117,6 +119,8 @@ class Run:
         self._done = done
         self._progress = Progress(plan)
         self._tensors = {tensor.name: tensor for tensor in request.inputs}
+        if ensemble.reshapes:
+            self._tensors = {name: self._inner(each) for name, each in self._tensors.items()}
         self._running: dict[int, Abandon] = {}
         self._left = len(plan.parts)
         self._schedule = _passed_on(request.schedule)
@@ -203,7 +207,24 @@ class Run:
         elif not self._left:
             self._succeed()
 
+    def _inner(self, tensor: Tensor) -> Tensor:
+        """An input as the steps have it."""
+        shape = self._ensemble.reshapes.input_shape(tensor.name, tensor.shape)
+        return Tensor(tensor.name, tensor.datatype, shape, tensor.data)
+
+    def _outer(self, name: str) -> Tensor:
+        """An output as clients see it. Raises EngineFailure."""
+        tensor = _named(name, self._tensors[name])
+        tensor.shape = self._ensemble.reshapes.output_shape(name, tensor.shape)
+        return tensor
+
     def _succeed(self) -> None:
+        names = self._request.outputs or [each.name for each in self._ensemble.spec.outputs]
+        try:
+            outputs = [self._outer(name) for name in names]
+        except EngineFailure as error:
+            self.fail(error)
+            return
         self._end()
         request, spec = self._request, self._ensemble.spec
         self._ensemble.accounts.answered(self._rows, self._took)
@@ -211,8 +232,6 @@ class Run:
             ended = time.monotonic_ns()
             times = [self._begun] * 3 + [ended] * (len(IN_WORKER) - 3)
             request.trace.answered(spec, request.id, times)
-        names = request.outputs or [tensor.name for tensor in spec.outputs]
-        outputs = [_named(name, self._tensors[name]) for name in names]
         self._done(InferReply(request.model, spec.version, request.id, outputs))
 
     def _failed(self, error: ServeError) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from ds_engines import datatypes
 from ds_engines.config.labels import labelled
 from ds_engines.config.refusals import honoured, refuse_other
+from ds_engines.config.tensors import check_reshape
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec, Step, TensorSpec, VersionPolicy
 from ds_proto.model_config_pb2 import (
@@ -26,7 +27,7 @@ _HONOURED = honoured(
     "ensemble_scheduling", "parameters",
 )  # fmt: skip
 _STEP = honoured("model_name", "model_version", "input_map", "output_map")
-_TENSOR = honoured("name", "data_type", "dims", "label_filename", "format", "optional")
+_TENSOR = honoured("name", "data_type", "dims", "label_filename", "format", "optional", "reshape")
 
 
 def read(config: ModelConfig, name: str, version: str, path: Path, folder: Path) -> ModelSpec:
@@ -105,6 +106,10 @@ def _tensor(tensor: ModelInput | ModelOutput, batch: int, where: str) -> TensorS
     spec = TensorSpec(
         tensor.name, kind, (-1, *dims) if batch else dims, 0 if batch else None, optional
     )
+    if tensor.HasField("reshape"):
+        own = tuple(tensor.reshape.shape)
+        check_reshape(dims, own, where)
+        spec = msgspec.structs.replace(spec, reshape=(-1, *own) if batch else own)
     if isinstance(tensor, ModelInput) and tensor.format:
         name = ModelInput.Format.Name(tensor.format)
         spec = msgspec.structs.replace(spec, format=name)

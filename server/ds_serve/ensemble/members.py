@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Step, TensorSpec
 from ds_serve.ensemble.plan import at
@@ -80,7 +82,7 @@ def contains_itself(spec: ModelSpec, states: Sequence[ModelState]) -> list[str]:
 
 def check(spec: ModelSpec, members: Sequence[ModelSpec]) -> None:
     """Raises ConfigError where a step's model does not fit; it names file, step and tensor."""
-    made = {tensor.name: Made(tensor, "the request") for tensor in spec.inputs}
+    made = {tensor.name: Made(_inner(tensor), "the request") for tensor in spec.inputs}
     for index, member in enumerate(members):
         where = f"{spec.artifact}: {at(spec, index)}"
         _check_member(spec, member, where)
@@ -88,7 +90,14 @@ def check(spec: ModelSpec, members: Sequence[ModelSpec]) -> None:
     for index, member in enumerate(members):
         _check_inputs(spec, index, member, made)
     for output in spec.outputs:
-        _check_fit(made[output.name], output, f"{spec.artifact}: output {output.name!r}")
+        _check_fit(made[output.name], _inner(output), f"{spec.artifact}: output {output.name!r}")
+
+
+def _inner(tensor: TensorSpec) -> TensorSpec:
+    """One of the ensemble's own, as its steps have it."""
+    if tensor.reshape is None:
+        return tensor
+    return msgspec.structs.replace(tensor, shape=tensor.reshape)
 
 
 def _check_member(spec: ModelSpec, member: ModelSpec, where: str) -> None:
