@@ -73,7 +73,8 @@ def batched(
 
 def _whole(spec: ModelSpec, config: ModelConfig) -> bool:
     """Whether some `dims` include the batch axis: a model so described is not batched."""
-    given = {tensor.name: len(own_shape(tensor)) for tensor in (*config.input, *config.output)}
+    given = {tensor.name: len(own_shape(tensor)) for tensor in config.input}
+    given |= {tensor.name: len(own_shape(tensor)) for tensor in config.output}
     return any(
         tensor.batch_axis is not None and given.get(tensor.name) == len(tensor.shape)
         for tensor in (*spec.inputs, *spec.outputs)
