@@ -73,6 +73,14 @@ def is_foreign(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
 
+def is_misnamed(path: Path) -> bool:
+    """Whether its suffix is that of another model format, and its content can be served."""
+    try:
+        return is_foreign(path) and bool(format_of(path))
+    except ConfigError:
+        return False
+
+
 def describe(path: Path, head: bytes = b"") -> str:
     """What a file is that is neither ONNX nor GGUF, by its suffix and its first bytes, `head`."""
     if said := _SUFFIXES.get(path.suffix.lower()):

@@ -14,7 +14,7 @@ import msgspec
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
 from ds_serve import catalogue
-from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign
+from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign, is_misnamed
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
@@ -213,8 +213,11 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """A model.py may stand beside another model as a mere script."""
-    found = sorted(filter(is_model_file, folder.iterdir()))
+    """By their names, else by their contents. A model.py may stand beside another model as a mere
+    script.
+    """
+    there = sorted(folder.iterdir())
+    found = list(filter(is_model_file, there)) or list(filter(is_misnamed, there))
     return found or [path for path in (folder / PYTHON_MODEL,) if path.is_file()]
 
 

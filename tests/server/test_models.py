@@ -162,8 +162,20 @@ def test_another_file_is_refused_with_what_it_is(
 
 
 def test_a_folder_of_a_foreign_file_names_it(folder: Path) -> None:
-    put(folder / "trt/model.plan")
+    put(folder / "trt/model.plan", b"ptrt....")
     assert "model.plan, a TensorRT plan" in refusal("trt")
+
+
+def test_a_model_under_the_name_of_another_kind_is_told_by_its_content(folder: Path) -> None:
+    file = put(folder / "quantized_model.pt", ONNX)
+    alone = resolve(str(file))
+    assert (alone.name, alone.engine) == ("quantized_model", "onnxruntime")
+    put(folder / "net/1/model.pt", ONNX)
+    put(folder / "net/1/weights.pt", b"PK\x03\x04")
+    assert resolve("net").artifact == folder / "net/1/model.pt"
+    # What is called as a model comes first.
+    put(folder / "net/1/model.onnx", ONNX)
+    assert resolve("net").artifact == folder / "net/1/model.onnx"
 
 
 def test_a_pipe_is_refused_rather_than_read(folder: Path) -> None:
