@@ -32,7 +32,7 @@ LENGTHS = (16, 32, 64)
 
 MODULES = ("argparse", "asyncio", "collections", "decimal", "difflib", "email", "fractions",
            "inspect", "itertools", "json", "logging", "pathlib", "random", "sqlite3", "ssl",
-           "statistics", "string", "subprocess", "tarfile", "tempfile", "threading", "typing",
+           "statistics", "string", "subprocess", "tarfile", "tempfile", "threading",
            "unittest", "urllib.request", "uuid", "zipfile")  # fmt: skip
 
 
