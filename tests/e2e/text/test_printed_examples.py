@@ -104,7 +104,7 @@ def test_the_readme_s_server_in_python(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert len(family) == 2
+    assert len(family) == 3  # a worker and two gateways
     assert all(gone(pid) for pid in family)
 
 
