@@ -201,3 +201,27 @@ def test_a_stream_is_drained(server: Server, tmp_path: Any) -> None:
         os.kill(draining.process.pid, signal.SIGTERM)
         assert {answer.error_message for answer in call} == {""}
         assert draining.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_an_idle_stream_does_not_hold_the_server_up(server: Server, tmp_path: Any) -> None:
+    carrier = server.arguments[server.arguments.index("--grpc-server") + 1]
+    flags = ["--drain-timeout", "200", "--grpc-server", carrier]
+    closed = threading.Event()
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        yield message(1, rows=1)
+        closed.wait(200)
+
+    with (
+        Server("--model", f"held={onnx_models.mlp(tmp_path / 'mlp.onnx')}", *flags) as ending,
+        grpc.insecure_channel(ending.grpc) as channel,
+    ):
+        call = stream(channel)(requests())
+        assert next(call).error_message == ""
+        os.kill(ending.process.pid, signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+        closed.set()
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert ending.process.wait(100) == 0

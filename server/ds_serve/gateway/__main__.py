@@ -13,6 +13,7 @@ from functools import partial
 
 import uvicorn
 import uvloop
+from grpc import aio
 
 from ds_engines.errors import ConfigError
 from ds_serve import child, logs, metrics
@@ -123,8 +124,9 @@ async def serve(config: GatewayConfig) -> None:
     guard = config.security.guard(config.control.parent)
     certificates = Certificates(config.security.tls) if config.security.tls.on else None
     http = _http(config, Application(gateway, budget, guard), guard, certificates)
+    service = InferenceService(gateway, budget, guard)
     grpc = grpc_server.build(
-        InferenceService(gateway, budget, guard),
+        service,
         config.grpc_server,
         f"{_bracketed(config.host)}:{config.grpc_port}",
         config.limits,
@@ -144,7 +146,7 @@ async def serve(config: GatewayConfig) -> None:
     await http.stop_accepting(listener)
     await asyncio.sleep(min(LATE_REQUESTS, grace))
     http.should_exit = True
-    closing = asyncio.create_task(grpc.stop(grace + LAST_ANSWERS))
+    closing = asyncio.create_task(_close(grpc, service, grace + LAST_ANSWERS))
     _, unfinished = await asyncio.wait({serving, closing}, timeout=grace)
     updating.cancel()
     gateway.close()
@@ -155,6 +157,11 @@ async def serve(config: GatewayConfig) -> None:
     for chore in chores:
         chore.cancel()
     supervisor.close()
+
+
+async def _close(server: aio.Server, service: InferenceService, grace: float) -> None:
+    service.end_streams()
+    await server.stop(grace)
 
 
 async def _update(gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link) -> None:

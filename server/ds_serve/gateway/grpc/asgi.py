@@ -66,6 +66,7 @@ class Streams:
         self._ids = ids
         self._largest = largest
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], Stream] = {}
         self._stopping = False
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -91,10 +92,14 @@ class Streams:
         finally:
             call.close()
             self._tasks.discard(task)
+            self._streams.pop(task, None)
 
     async def stop(self, grace: float | None) -> None:
         """No new streams, and `grace` seconds for those that run."""
         self._stopping = True
+        for task, stream in self._streams.items():
+            if not stream.busy:
+                task.cancel()
         if self._tasks and grace:
             await asyncio.wait(self._tasks, timeout=grace)
         for task in self._tasks:
@@ -116,7 +121,9 @@ class Streams:
         identity = self._guard.identify(framing.find(headers, b"authorization"))
         if path == METHOD.path:
             kind, named = pb.ModelInferRequest, parent.decode("latin-1")
-            stream: AnyStream = Stream(self._service, seconds, call.emit, named, identity)
+            inference = Stream(self._service, seconds, call.emit, named, identity)
+            self._ends_when_idle(inference)
+            stream: AnyStream = inference
         else:
             kind, stream = ServerReflectionRequest, reflection.Stream(call.emit)
         try:
@@ -124,6 +131,12 @@ class Streams:
                 await call.run(reader, kind, stream)
         except TimeoutError:
             raise DeadlineExceeded(f"the stream was not done within {seconds:g} s") from None
+
+    def _ends_when_idle(self, stream: Stream) -> None:
+        """Where the server stops while nothing is under way on it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams[task] = stream
 
     async def _refuse(self, scope: dict[str, Any], call: _Call, error: ServeError) -> None:
         given = framing.find(scope["headers"], HEADER)

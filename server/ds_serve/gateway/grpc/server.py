@@ -216,8 +216,11 @@ def _stream(
         unread: list[ServeError] = []
         # Always: requests of this stream may be traced later.
         left, parent = context.time_remaining(), parent_in(context.invocation_metadata() or ())
-        async for reply in call(_readable(requests, unread), left, parent, identity):
-            yield reply
+        try:
+            async for reply in call(_readable(requests, unread), left, parent, identity):
+                yield reply
+        except ServeError as error:
+            await _abort(context, name, ids, error)
         if unread:
             await _abort(context, name, ids, unread[0])
 

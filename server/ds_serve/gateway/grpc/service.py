@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from functools import partial
 
-from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.errors import EngineFailure, ServeError, Unavailable
 from ds_proto import grpc_service_pb2 as pb
 from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
@@ -34,6 +34,15 @@ class InferenceService(Management):
         super().__init__(gateway)
         self.guard = guard
         self._budget = budget
+        self._streams: dict[Stream, asyncio.Queue[pb.ModelStreamInferResponse | None]] = {}
+        self._ending = False
+
+    def end_streams(self) -> None:
+        """End streams on which nothing is under way now, and the others as soon as that is so."""
+        self._ending = True
+        for stream, answers in self._streams.items():
+            if not stream.busy:
+                answers.put_nowait(None)
 
     async def ModelInfer(  # noqa: N802
         self,
@@ -79,11 +88,17 @@ class InferenceService(Management):
         answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
         stream = Stream(self, timeout, answers.put_nowait, parent, identity)
         reader = asyncio.ensure_future(_read(requests, stream, answers))
+        self._streams[stream] = answers
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
                 stream.sent()
+                if self._ending and answers.empty() and not stream.busy:
+                    break
+            if self._ending and not reader.done():
+                raise Unavailable("the server is shutting down")
         finally:
+            del self._streams[stream]
             stream.close()
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
