@@ -18,7 +18,15 @@ from ds_quantize.context import Context
 from ds_quantize.data import Data
 from ds_quantize.errors import DataError, QuantizeError, RecipeError
 from ds_quantize.evaluate import Evaluation, engines
-from ds_quantize.forms import Form, Measured, Model, OnnxModel, PlanModel, TorchModel
+from ds_quantize.forms import (
+    FolderModel,
+    Form,
+    Measured,
+    Model,
+    OnnxModel,
+    PlanModel,
+    TorchModel,
+)
 from ds_quantize.method import Method
 from ds_quantize.python_file import is_reference
 from ds_quantize.recipe import Recipe
@@ -131,7 +139,7 @@ class Pipeline:
         if evaluation is None:
             raise DataError("nothing can be proven without evaluation data; give --evaluation")
         metric = self.job.metric or candidate.recipe.metric
-        inputs = self._inputs("ds_quantize.evaluate", ()) | {
+        inputs = self._judges(candidate.judged.model) | {
             "baseline": self.baseline.key,
             "candidate": candidate.judged.key,
             "data": evaluation.digest,
@@ -154,6 +162,12 @@ class Pipeline:
         found = msgspec.convert(done.result["evaluation"], Evaluation)
         notes = (*found.notes, *candidate.notes, *self._notes(candidate.recipe))
         return msgspec.structs.replace(found, notes=notes)
+
+    def _judges(self, model: Model) -> dict[str, Any]:
+        if not isinstance(model, FolderModel):
+            return self._inputs("ds_quantize.evaluate", ())
+        inputs = self._inputs("ds_quantize.evaluate", ("quantize-llm",))
+        return inputs | {"reading": libraries.code("ds_quantize.llm_methods")}
 
     def _notes(self, recipe: Recipe) -> tuple[str, ...]:
         given = self.job.calibration, self.job.evaluation

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from ds_quantize import libraries
 from ds_quantize.errors import SourceError
 from ds_quantize.evaluate.results import (
     Estimate,
@@ -66,6 +67,7 @@ class Comparer(Protocol):
 COMPARERS = {
     "onnx": "ds_quantize.evaluate.tensors:compare",
     "plan": "ds_quantize.evaluate.tensors:compare",
+    "huggingface": "ds_quantize.evaluate.language:compare",
 }
 """Form of the candidate to `module:function`."""
 
@@ -89,5 +91,9 @@ def compare(
             f"a model of form {candidate.form!r} cannot be evaluated; {', '.join(COMPARERS)} can"
         )
     module, _, function = COMPARERS[candidate.form].partition(":")
-    comparer: Comparer = getattr(import_module(module), function)
+    try:
+        comparer: Comparer = getattr(import_module(module), function)
+    except ImportError as error:
+        extra = "quantize-llm" if candidate.form == "huggingface" else "quantize"
+        raise libraries.missing(error, extra, "the evaluation") from error
     return comparer(baseline, candidate, data, metric, context, options or Options())
