@@ -124,8 +124,7 @@ class Pipeline:
             if self._closed:
                 raise Cancelled("the pipeline is closed")
             if self._stream is None or not self._stream.add(id, waiting):
-                self._stream = _Stream(self._begin, self._broken)
-                self._stream.add(id, waiting)
+                self._stream = _Stream(self._begin, self._broken, id, waiting)
 
     def _end(self, how: Callable[[_Stream], None]) -> None:
         with self._lock:
@@ -155,13 +154,19 @@ class _Waiting(NamedTuple):
 
 
 class _Stream:
-    """One ModelStreamInfer, read by a thread of its own until it ends."""
+    """One ModelStreamInfer, read by a thread of its own until it ends.
 
-    def __init__(self, begin: Begin, broken: Callable[[], None]) -> None:
+    It begins with its first request: one that fails to connect may end before a request is added.
+    """
+
+    def __init__(
+        self, begin: Begin, broken: Callable[[], None], id: int, waiting: _Waiting
+    ) -> None:
         self._broken = broken
         self._requests: SimpleQueue[pb.ModelInferRequest | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting = {id: waiting}
+        self._requests.put(waiting.lease.request)
         self._ended = False
         self._call = begin(iter(self._requests.get, None))
         self._reader = threading.Thread(target=self._read, name="ds-client-pipeline", daemon=True)

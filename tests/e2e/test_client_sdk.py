@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -215,6 +216,15 @@ def test_a_full_queue_is_waited_for(tmp_path):
                 assert caught.value.retry_after >= 1
             assert patient.infer("slow", slow_inputs(1))
             assert waits.result(60)
+
+
+def test_each_request_of_a_pipeline_to_nobody_fails():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with Client(f"127.0.0.1:{port}") as client, client.pipeline() as pipeline:
+        for _ in range(300):
+            with pytest.raises(Unavailable):
+                pipeline.infer("mlp", {"x": ROWS}).result(30)
 
 
 @pytest.mark.slow
