@@ -15,7 +15,7 @@ from ds_engines.errors import ConfigError
 PREFIX = "ds-serve-"
 LONGEST = 107
 """Bytes in the path of a Unix socket, on Linux."""
-BELOW = 32
+BELOW = 20
 """Bytes for the sockets' own names below the folder."""
 _NAME = re.compile(rf"{PREFIX}(\d+)-")
 

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,8 +105,11 @@ class TestBackoff:
 
 class TestRunFolder:
     @pytest.fixture(autouse=True)
-    def _private(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    def base(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """Its path is short, as those of sockets in it must be."""
+        with tempfile.TemporaryDirectory(prefix="parts-", dir="/tmp") as folder:
+            monkeypatch.setattr("tempfile.tempdir", folder)
+            yield Path(folder)
 
     def test_it_is_private_and_goes_at_the_end(self) -> None:
         with run_folder.run_folder() as folder:
@@ -112,15 +117,15 @@ class TestRunFolder:
             (folder / "socket").touch()
         assert not folder.exists()
 
-    def test_what_a_killed_server_left_is_swept(self, tmp_path: Path) -> None:
+    def test_what_a_killed_server_left_is_swept(self, base: Path) -> None:
         dead = subprocess.Popen([sys.executable, "-c", ""])
         dead.wait()
-        left = tmp_path / f"{run_folder.PREFIX}{dead.pid}-abc"
+        left = base / f"{run_folder.PREFIX}{dead.pid}-abc"
         left.mkdir()
         (left / "socket").touch()
-        alive = tmp_path / f"{run_folder.PREFIX}{os.getpid()}-abc"
+        alive = base / f"{run_folder.PREFIX}{os.getpid()}-abc"
         alive.mkdir()
-        other = tmp_path / "something-else"
+        other = base / "something-else"
         other.mkdir()
         with run_folder.run_folder():
             assert not left.exists()
