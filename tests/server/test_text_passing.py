@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,21 @@ class Upstream:
         self.parts: list[bytes] = []
         self.asked = b""
         self.ended = asyncio.Event()
+        self.ended.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.ended.clear()
-        self.asked = await reader.readuntil(b"\r\n\r\n")
-        for part in self.parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(0.02)  # a part should arrive by itself
-        writer.close()
-        await writer.wait_closed()
-        self.ended.set()
+        try:
+            self.asked = await reader.readuntil(b"\r\n\r\n")
+            for part in self.parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.02)  # a part should arrive by itself
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.ended.set()
 
 
 @pytest.fixture
@@ -48,8 +53,7 @@ async def upstream(tmp_path: Path) -> AsyncIterator[Upstream]:
     made = Upstream()
     async with await asyncio.start_unix_server(made.serve, tmp_path / "sock"):
         yield made
-        if made.asked:
-            await made.ended.wait()
+        await made.ended.wait()
 
 
 @pytest.fixture
