@@ -266,7 +266,8 @@ import signal, sys, time
 from pathlib import Path
 from loadtests.peers import processes
 from loadtests.peers.base import Launch
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
 launch = Launch([sys.executable, "-c", {DAEMON!r}, {str(tmp_path / "pid")!r}])
 with processes.running(launch, Path({str(tmp_path)!r}), None):
     time.sleep(60)
