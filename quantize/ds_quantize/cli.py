@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ds_engines.errors import ServeError
-from ds_quantize.errors import MissingExtra
+from ds_quantize import libraries
 
 FAILURE, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -182,9 +182,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     except ImportError as error:
         if (error.name or "").startswith("ds_"):
             raise
-        raise MissingExtra(
-            f'{name} needs {error.name!r}: pip install "ds-serve[quantize]"'
-        ) from None
+        raise libraries.missing(error, "quantize", name) from None
     return found
 
 

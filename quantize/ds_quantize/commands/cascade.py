@@ -9,10 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ds_quantize import artifact, data, pipeline, promotion, text
-from ds_quantize.commands.run import end, limited, limits_of
+from ds_quantize.commands.run import end, job_of, limited, limits_of
 from ds_quantize.data import Data
 from ds_quantize.errors import DataError, RecipeError
-from ds_quantize.evaluate import Options
 from ds_quantize.limits import Gate
 from ds_quantize.loaders.rows import RowData
 from ds_quantize.methods.cascade import Cascade
@@ -69,15 +68,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         chosen_on, proven_on = data.load(arguments.calibration), given
     else:
         chosen_on, proven_on = half(given, 1), half(given, 0)
-    return Job(
-        model=arguments.large,
-        calibration=chosen_on,
-        evaluation=proven_on,
-        metric=arguments.metric,
-        seed=arguments.seed,
-        threads=arguments.threads,
-        options=Options(seconds=arguments.seconds),
-    )
+    return job_of(arguments, arguments.large, chosen_on, proven_on)
 
 
 def half(whole: Data, part: int) -> RowData:

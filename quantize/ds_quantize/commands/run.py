@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 
 from ds_quantize import artifact, data, pipeline, promotion, recipe, search, text
+from ds_quantize.data import Data
 from ds_quantize.errors import RecipeError
 from ds_quantize.evaluate import Options
 from ds_quantize.limits import Gate
@@ -77,8 +78,17 @@ def _opened(arguments: argparse.Namespace, shown: Reporter) -> Pipeline:
     with shown.stage("data"):
         calibration = None if given is None else data.load(given)
         evaluation = data.load(arguments.evaluation)
-    job = Job(
-        model=arguments.model,
+    job = job_of(arguments, arguments.model, calibration, evaluation)
+    root: Path = default_root() if arguments.work is None else arguments.work
+    return pipeline.opened(job, Stages(root.absolute(), shown))
+
+
+def job_of(
+    arguments: argparse.Namespace, model: str, calibration: Data | None, evaluation: Data
+) -> Job:
+    """What `run` and `cascade` have in common."""
+    return Job(
+        model=model,
         calibration=calibration,
         evaluation=evaluation,
         metric=arguments.metric,
@@ -86,8 +96,6 @@ def _opened(arguments: argparse.Namespace, shown: Reporter) -> Pipeline:
         threads=arguments.threads,
         options=Options(seconds=arguments.seconds),
     )
-    root: Path = default_root() if arguments.work is None else arguments.work
-    return pipeline.opened(job, Stages(root.absolute(), shown))
 
 
 def end(result: Proven, opened: Pipeline, arguments: argparse.Namespace, console: Console) -> int:
