@@ -65,17 +65,16 @@ class Streams:
         self._guard = guard
         self._ids = ids
         self._largest = largest
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._streams: dict[asyncio.Task[Any], Stream] = {}
+        self._tasks: dict[asyncio.Task[Any], Stream | None] = {}  # of requests for inference
         self._stopping = False
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = None
         call = _Call(receive, send)
         try:
-            await self._run(scope, call)
+            await self._run(scope, call, task)
             await call.end(framing.trailers(StatusCode.OK))
         except ServeError as error:
             await self._refuse(scope, call, error)
@@ -91,14 +90,13 @@ class Streams:
             await self._refuse(scope, call, failure)
         finally:
             call.close()
-            self._tasks.discard(task)
-            self._streams.pop(task, None)
+            del self._tasks[task]
 
     async def stop(self, grace: float | None) -> None:
         """No new streams, and `grace` seconds for those that run."""
         self._stopping = True
-        for task, stream in self._streams.items():
-            if not stream.busy:
+        for task, stream in self._tasks.items():
+            if stream is not None and not stream.busy:
                 task.cancel()
         if self._tasks and grace:
             await asyncio.wait(self._tasks, timeout=grace)
@@ -108,7 +106,7 @@ class Streams:
             await asyncio.wait(self._tasks, timeout=LAST_WRITES)
         await asyncio.sleep(UNSEEN_WRITES)
 
-    async def _run(self, scope: dict[str, Any], call: _Call) -> None:
+    async def _run(self, scope: dict[str, Any], call: _Call, task: asyncio.Task[Any]) -> None:
         path = scope["path"]
         if path != METHOD.path and path not in reflection.PATHS:
             raise Unsupported(f"{path} is not offered by this server")
@@ -122,7 +120,7 @@ class Streams:
         if path == METHOD.path:
             kind, named = pb.ModelInferRequest, parent.decode("latin-1")
             inference = Stream(self._service, seconds, call.emit, named, identity)
-            self._ends_when_idle(inference)
+            self._tasks[task] = inference
             stream: AnyStream = inference
         else:
             kind, stream = ServerReflectionRequest, reflection.Stream(call.emit)
@@ -131,12 +129,6 @@ class Streams:
                 await call.run(reader, kind, stream)
         except TimeoutError:
             raise DeadlineExceeded(f"the stream was not done within {seconds:g} s") from None
-
-    def _ends_when_idle(self, stream: Stream) -> None:
-        """Where the server stops while nothing is under way on it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams[task] = stream
 
     async def _refuse(self, scope: dict[str, Any], call: _Call, error: ServeError) -> None:
         given = framing.find(scope["headers"], HEADER)
