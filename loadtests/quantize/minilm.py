@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.export import Dim
 from transformers import AutoModel, AutoTokenizer
 
-from ds_quantize.forms import TorchModel
-from ds_quantize.torch_export import to_onnx
+from ds_quantize.torch_export import export
 from loadtests.quantize import Case, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +72,9 @@ def case(folder: Path, rows: int = 600) -> Case:
 
 def _export(module: Embedder, path: Path) -> None:
     """With any number of rows, and of tokens up to what the model knows places for."""
-    batch, tokens = Dim("batch"), Dim("tokens", max=512)
-    axes = {name: {0: batch, 1: tokens} for name in INPUTS}
+    axes = {name: {0: "batch", 1: "tokens<=512"} for name in INPUTS}
     example = {name: np.ones((2, 16), np.int64) for name in INPUTS}
-    names = {name: {0: "batch", 1: "tokens"} for name in INPUTS}
-    given = tuple(torch.from_numpy(array) for array in example.values())
-    program = torch.export.export(module, given, dynamic_shapes=axes)
-    to_onnx(TorchModel(module, example, ("sentence",), names), path, program)
+    export(module, path, example, ("sentence",), axes)
 
 
 def folder_of_weights() -> Path:

@@ -19,8 +19,8 @@ class TorchModel:
     """A PyTorch module in memory, on the CPU.
 
     `example`: one batch of its inputs in the order of `forward`'s arguments, name to array, with
-    two rows or more along each batch axis. `axes` names the dynamic axes of inputs and outputs,
-    `{"image": {0: "batch"}}`.
+    two rows or more along each batch axis. `axes` names the dynamic axes of inputs, those of one
+    length alike, with the greatest that is allowed: `{"ids": {0: "batch", 1: "tokens<=512"}}`.
     """
 
     module: torch.nn.Module

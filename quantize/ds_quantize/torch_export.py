@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +35,9 @@ def export(
     """Freeze a module to a file: ONNX under whatever name, or `.pt2` where that is its ending.
 
     `example`: one batch of inputs, of two rows or more: a tensor or array, several in the order of
-    `forward`, or a dict of them by name. `axes` are the dynamic ones, `{"image": {0: "batch"}}`;
-    the first of each input where none are given. Raises SourceError.
+    `forward`, or a dict of them by name. `axes` are the dynamic ones, by input, each with a name
+    and, after `<=`, its greatest length: `{"ids": {0: "batch", 1: "tokens<=512"}}`; the first of
+    each input where none are given. Raises SourceError.
     """
     model = described(module, example, outputs, axes)
     path = Path(path)
@@ -53,17 +54,20 @@ def described(
 ) -> TorchModel:
     """The module as the pipeline wants it, with names for inputs and outputs, and their axes.
 
-    Inputs are called as `forward` calls them; outputs are output, or output_0 and so on.
+    Inputs are called as `forward` calls them; outputs are output, or output_0 and so on. Raises
+    SourceError for names that are taken, and for axes that there are not.
     """
     inputs = _named(module, example)
     if axes is None:
         axes = {name: {0: "batch"} for name, array in inputs.items() if array.ndim}
+    _require_axes(inputs, axes)
     model = copied(TorchModel(module=module, example=inputs, axes=axes))
     with torch.no_grad():
         count = len(run(model.module, tuple(map(tensor, inputs.values()))))
-    names = tuple(outputs) or _output_names(count)
+    names = tuple(outputs) or _output_names(count, inputs)
     if len(names) != count:
         raise SourceError(f"the module gives {count} outputs, and {len(names)} are named: {names}")
+    _require_unique(names, inputs)
     return TorchModel(module=module, example=inputs, outputs=names, axes=axes)
 
 
@@ -139,8 +143,55 @@ def _array(value: Any) -> Any:
     return torch.as_tensor(value).detach().cpu().numpy()
 
 
-def _output_names(count: int) -> tuple[str, ...]:
-    return ("output",) if count == 1 else tuple(f"output_{at}" for at in range(count))
+def _output_names(count: int, inputs: Collection[str]) -> tuple[str, ...]:
+    """Those that no input has."""
+    base = "output"
+    while True:
+        names = (base,) if count == 1 else tuple(f"{base}_{at}" for at in range(count))
+        if not set(names) & set(inputs):
+            return names
+        base += "_"
+
+
+def _require_unique(outputs: Sequence[str], inputs: Collection[str]) -> None:
+    for at, name in enumerate(outputs):
+        if name in inputs:
+            raise SourceError(f"output {at} is called {name!r}, as an input is; give another name")
+        if name in outputs[:at]:
+            raise SourceError(f"two outputs are called {name!r}; give each a name of its own")
+
+
+def _require_axes(inputs: Tensors, axes: Axes) -> None:
+    for name, own in axes.items():
+        if name not in inputs:
+            raise SourceError(f"axes names {name!r}; inputs are {', '.join(map(repr, inputs))}")
+        for axis, called in own.items():
+            if axis not in range(inputs[name].ndim):
+                raise SourceError(
+                    f"axes of {name!r}: there is no axis {axis}; the example has the shape "
+                    f"{list(inputs[name].shape)}"
+                )
+            _limit(called)
+
+
+def _limit(called: str) -> tuple[str, int | None]:
+    """An axis's name, and its greatest length where one stands after it: `tokens<=512`."""
+    name, bounded, most = called.partition("<=")
+    if not bounded:
+        return name, None
+    if not (name.strip().isidentifier() and most.strip().isdecimal() and int(most) > 1):
+        raise SourceError(f"{called!r} is no axis; give its name and greatest length: tokens<=512")
+    return name.strip(), int(most)
+
+
+def _limits(axes: Axes) -> dict[str, int | None]:
+    """Each axis's greatest length by name: the least of those that are given."""
+    limits: dict[str, int | None] = {}
+    for called in (called for own in axes.values() for called in own.values()):
+        name, most = _limit(called)
+        given = [each for each in (limits.get(name), most) if each is not None]
+        limits[name] = min(given, default=None)
+    return limits
 
 
 def _example(model: TorchModel) -> tuple[torch.Tensor, ...]:
@@ -149,10 +200,9 @@ def _example(model: TorchModel) -> tuple[torch.Tensor, ...]:
 
 def _dynamic(model: TorchModel) -> tuple[dict[int, Any], ...]:
     """Axes of the same name have the same length."""
-    names = {name for axes in model.axes.values() for name in axes.values()}
-    dims = {name: Dim(name) for name in names}
+    dims = {name: Dim(name, max=most) for name, most in _limits(model.axes).items()}
     return tuple(
-        {axis: dims[called] for axis, called in model.axes.get(name, {}).items()}
+        {axis: dims[_limit(called)[0]] for axis, called in model.axes.get(name, {}).items()}
         for name in model.example
     )
 

@@ -38,17 +38,18 @@ def from_factory(said: str, calibration: Data | None, seed: int) -> Read:
 
 
 def from_module(made: Any, said: str, calibration: Data | None = None, code: bytes = b"") -> Read:
-    """A module, or a pair of it and example inputs. Raises SourceError."""
-    module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    """A module, a pair of it and example inputs, or these and dynamic axes. Raises SourceError."""
+    parts = made if isinstance(made, tuple) and len(made) in (2, 3) else (made,)
+    module, example, axes = (*parts, None, None)[:3]
     if not isinstance(module, torch.nn.Module):
         raise SourceError(
-            f"{said} gives a {type(module).__name__}; it must give a torch.nn.Module, or a pair of "
-            "one and its example inputs"
+            f"{said} gives a {type(module).__name__}; it must give a torch.nn.Module, or a tuple "
+            "of one, its example inputs and, where more than the batch is dynamic, their axes"
         )
     module.eval()
     if example is None:
         example = _from_data(said, calibration)
-    model = described(module, _doubled(example))
+    model = described(module, _doubled(example), axes=axes)
     return model, _digest(model, code)
 
 
@@ -88,8 +89,15 @@ def _axes(program: torch.export.ExportedProgram, names: list[str]) -> dict[str, 
             if not isinstance(size, int):
                 symbol = str(size)
                 called.setdefault(symbol, "batch" if axis == 0 and not called else f"axis_{symbol}")
-                axes.setdefault(name, {})[axis] = called[symbol]
+                limit = _limit(program, size)
+                axes.setdefault(name, {})[axis] = f"{called[symbol]}{limit}"
     return axes
+
+
+def _limit(program: torch.export.ExportedProgram, size: torch.SymInt) -> str:
+    """The greatest length of an axis, as `<=512`; nothing where it has none."""
+    bounds = program.range_constraints.get(size.node.expr)
+    return f"<={int(bounds.upper)}" if bounds is not None and bounds.upper.is_Integer else ""
 
 
 def _from_data(said: str, calibration: Data | None) -> dict[str, Array]:
@@ -112,7 +120,7 @@ def _doubled(example: Any) -> Any:
 
 
 def _digest(model: TorchModel, code: bytes) -> str:
-    digest = hashlib.sha256(code + repr(model.module).encode())
+    digest = hashlib.sha256(code + repr((model.module, model.axes)).encode())
     for kind in sorted({type(part) for part in model.module.modules()}, key=str):
         digest.update(_source_of(kind))
     for name, tensor in sorted(model.module.state_dict().items()):

@@ -16,8 +16,9 @@ from torch import nn
 import ds_quantize
 from ds_engines.base import EngineOptions, load
 from ds_engines.spec import ModelSpec
-from ds_quantize import exporting, torch_export
+from ds_quantize import exporting, sources, torch_export
 from ds_quantize.errors import SourceError
+from ds_quantize.forms import TorchModel
 
 
 class Two(nn.Module):
@@ -70,6 +71,53 @@ def test_several_inputs_outputs_and_dynamic_axes(tmp_path: Path) -> None:
     found = engine.run({"tokens": tokens, "mask": mask})
     np.testing.assert_allclose(found["sum"], (tokens * mask).sum(1), rtol=1e-5)
     np.testing.assert_allclose(found["weighed"], tokens * mask, rtol=1e-5)
+
+
+class Places(nn.Module):
+    """Knows eight places, so that no more tokens than these can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Embedding(8, 4)
+
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        return output.unsqueeze(2) + self.place.weight[: output.shape[1]]
+
+
+def test_an_axis_may_have_a_greatest_length(tmp_path: Path) -> None:
+    axes = {"output": {0: "batch", 1: "tokens<=8"}}
+    example = {"output": np.ones((2, 4), np.float32)}
+    with pytest.raises(SourceError, match="cannot be exported"):
+        ds_quantize.export(
+            Places(), tmp_path / "x", example, axes={"output": {0: "batch", 1: "tokens"}}
+        )
+    path = ds_quantize.export(Places(), tmp_path / "places.pt2", example, axes=axes)
+    model = sources.read(str(path)).model
+    assert isinstance(model, TorchModel)
+    batch, tokens = model.axes["output"].values()
+    assert batch == "batch"
+    assert tokens.endswith("<=8")
+    written = torch_export.to_onnx(model, tmp_path / "places.onnx").path
+    spec = ModelSpec(name="places", engine="onnxruntime", artifact=written)
+    engine = load(spec, EngineOptions())
+    for tokens in (1, 8):
+        found = engine.run({"output": np.ones((3, tokens), np.float32)})
+        assert found["output_"].shape == (3, tokens, 4)
+    engine.close()
+
+
+def test_names_and_axes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    given = (Two(), tmp_path / "x", (torch.rand(2, 5), torch.rand(2, 5)))
+    with pytest.raises(SourceError, match="output 1 is called 'mask', as an input is"):
+        ds_quantize.export(*given, outputs=("sum", "mask"))
+    with pytest.raises(SourceError, match="two outputs are called 'sum'"):
+        ds_quantize.export(*given, outputs=("sum", "sum"))
+    with pytest.raises(SourceError, match="axes names 'ids'; inputs are 'tokens', 'mask'"):
+        ds_quantize.export(*given, axes={"ids": {0: "batch"}})
+    with pytest.raises(SourceError, match="axes of 'mask': there is no axis 2"):
+        ds_quantize.export(*given, axes={"mask": {2: "batch"}})
+    with pytest.raises(SourceError, match="'tokens<=many' is no axis"):
+        ds_quantize.export(*given, axes={"mask": {1: "tokens<=many"}})
 
 
 def test_inputs_by_name_may_come_in_any_order() -> None:

@@ -38,6 +38,9 @@ def factory():
 def pair():
     return Net(32), torch.zeros(1, 16)
 
+def open_axes():
+    return Net(32), torch.zeros(1, 16), {"pixels": {0: "batch<=64"}}
+
 def broken():
     raise KeyError("weights")
 
@@ -75,6 +78,13 @@ def test_an_example_of_one_row_does(file: Path) -> None:
     model = sources.read(f"{file}:pair").model
     assert isinstance(model, TorchModel)
     assert model.example["pixels"].shape == (2, 16)
+
+
+def test_a_factory_may_name_the_axes(file: Path) -> None:
+    found = sources.read(f"{file}:open_axes")
+    assert isinstance(found.model, TorchModel)
+    assert found.model.axes == {"pixels": {0: "batch<=64"}}
+    assert found.digest != sources.read(f"{file}:pair").digest
 
 
 @pytest.mark.parametrize(

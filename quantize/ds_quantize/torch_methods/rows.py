@@ -52,7 +52,8 @@ class Rows:
 def batch_axis(model: TorchModel, name: str) -> int:
     """The axis of the input's rows: the one called batch, else the first that is dynamic."""
     axes = model.axes.get(name, {})
-    return next((axis for axis, called in axes.items() if called == "batch"), min(axes, default=0))
+    named = (axis for axis, called in axes.items() if called.partition("<=")[0].strip() == "batch")
+    return next(named, min(axes, default=0))
 
 
 def read(model: TorchModel, data: Data, batch: int) -> Rows:
