@@ -42,7 +42,7 @@ class InferenceServer:
         paths = [model_path] if isinstance(model_path, str | Path) else list(model_path)
         if batch_size is not None:
             settings["max_batch_size"] = batch_size
-        for name in ("model_repository", "load_model"):
+        for name in ("model_repository", "load_model", "upstream_key", "fallback"):
             if name in settings:
                 settings[name] = _strings(settings[name])
         for name in ("quantization", "calibration", "evaluation"):

@@ -18,6 +18,13 @@ HELP = {
     "model_control_mode": "none (load all at the start), poll (follow the repository's changes) or "
     "explicit (clients load and unload)",
     "load_model": "a model to load at the start in mode explicit, * for all; may be repeated",
+    "upstream_key": "where the key of a model on another server is, as NAME=FILE or "
+    "NAME=env:VARIABLE; may be repeated",
+    "fallback": "who answers while a text model is full or fails, as MODEL=OTHER; may be repeated",
+    "max_tokens_in_flight": "tokens of prompts and answers that a text model has at one time; "
+    "0: as many as its KV cache holds, where it says so",
+    "max_text_queue": "text requests that wait for one model at most, in each gateway; then 429",
+    "files": "folder for /v1/files and /v1/batches; none: there are none",
     "repository_poll_secs": "seconds from one look at the repository to the next, in mode poll",
     "strict_readiness": "whether the server is ready only while all its models are",
     "exit_on_error": "end, with status 1, when a model cannot be loaded at the start",
@@ -125,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     arguments = vars(parser().parse_args(given))
     models = arguments.pop("model")
-    for name in ("model_repository", "load_model"):
-        arguments[name] = tuple(arguments[name])
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            arguments[name] = tuple(value)
     if arguments.pop("list_models"):
         from ds_serve.catalogue import cli  # noqa: PLC0415
 

@@ -13,8 +13,9 @@ import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
-from ds_serve import catalogue
+from ds_serve import catalogue, upstream
 from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign, is_misnamed
+from ds_serve.upstream import Upstream
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
@@ -37,7 +38,8 @@ class ModelSource(msgspec.Struct, frozen=True):
     `why` one sentence for a person: which engine, and why that one. `folder` is the
     model's own, where there is one with a configuration, `scratch` one that goes when the model
     does. `ensemble` is what the model is where it is made of others; then no
-    worker runs it. `refusal` says why it may not be served; empty where it may.
+    worker runs it. `refusal` says why it may not be served; empty where it may. `upstream` is where
+    the model is, where another server has it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     scratch: Path | None = None
     ensemble: ModelSpec | None = None
     refusal: str = ""
+    upstream: Upstream | None = None
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
@@ -89,6 +92,8 @@ def _plan(argument: str) -> tuple[ModelSource, catalogue.Entry | None]:
     if value in catalogue.names():
         entry = catalogue.get(value)
         return _from_catalogue(name or entry.name, entry), entry
+    if upstream.is_address(value):
+        return _from_address(name, value), None
     try:
         return _from_path(name, Path(value).expanduser(), value), None
     except OSError as error:
@@ -131,6 +136,20 @@ def _from_catalogue(name: str, entry: catalogue.Entry) -> ModelSource:
         engine=entry.engine,
         artifact=Path(entry.files[0].name),
         why=f"{entry.name} of the catalogue is {_ENGINES[format_][2]}",
+    )
+
+
+def _from_address(name: str | None, address: str) -> ModelSource:
+    found = upstream.parse(address)
+    if name is None and not is_name(found.model):
+        raise ConfigError(f"--model {address}: name it yourself: --model NAME={address}")
+    return ModelSource(
+        name=name or found.model,
+        task="text",
+        engine=upstream.ENGINE,
+        artifact=Path(),
+        why=f"{found.model or name} of {found.url}, which is passed what it is asked",
+        upstream=found,
     )
 
 

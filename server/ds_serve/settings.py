@@ -26,6 +26,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_repository: tuple[str, ...] = ()
     model_control_mode: str = "none"
     load_model: tuple[str, ...] = ()
+    upstream_key: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    max_tokens_in_flight: int = 0
+    max_text_queue: int = 1024
+    files: str = ""
     repository_poll_secs: int = 15
     id: str = SERVER
     host: str = "127.0.0.1"
@@ -141,6 +146,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "max_connections",
             "batch_delay_us",
             "max_seq_len",
+            "max_tokens_in_flight",
+            "max_text_queue",
             "drain_timeout",
             "trace_log_frequency",
         ):

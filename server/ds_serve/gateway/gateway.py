@@ -269,7 +269,8 @@ class Gateway:
         if _is_text(state):
             from ds_serve.gateway.text import TextBackend  # noqa: PLC0415
 
-            return TextBackend(state.spec, state.address)
+            where = state.upstream.url.removeprefix("unix:") if state.upstream else state.address
+            return TextBackend(state.spec, where)
         if _is_ensemble(state):
             return EnsembleBackend(state.spec, self.backend)
         kind = WholeBackend if state.spec.engine == PYTHON else TensorBackend

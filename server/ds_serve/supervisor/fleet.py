@@ -236,7 +236,7 @@ class Fleet:
 
 def has_worker(source: ModelSource) -> bool:
     """Whether a process runs it."""
-    return source.ensemble is None and not source.refusal
+    return source.ensemble is None and source.upstream is None and not source.refusal
 
 
 def _raise_refusals(sources: Iterable[ModelSource], served: Iterable[str]) -> None:

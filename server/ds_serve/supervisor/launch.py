@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
-from ds_serve import spans, tracing
+from ds_serve import spans, tracing, upstream
 from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
@@ -30,6 +32,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
         check_source(settings, source)
+    upstream.keys(settings.upstream_key, [one.name for one in texts if one.upstream])
+    upstream.fallbacks(settings.fallback, [one.name for one in texts])
     if settings.grpc_server == "pyvoy" and not (installed("pyvoy") and installed("envoy")):
         raise ConfigError(
             "--grpc-server pyvoy needs the package pyvoy: pip install 'ds-serve[pyvoy]'"
@@ -42,7 +46,7 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
 
 def check_source(settings: Settings, source: ModelSource) -> None:
     """Raises ConfigError for a setting that this model cannot honour, and names it."""
-    if source.ensemble is not None or source.refusal:
+    if source.ensemble is not None or source.upstream is not None or source.refusal:
         return
     if settings.device not in ("auto", "cpu"):
         raise ConfigError(
@@ -107,8 +111,18 @@ def text_spec(source: ModelSource) -> ModelSpec:
         version=source.version,
         inputs=INPUTS,
         outputs=OUTPUTS,
-        platform=TEXT_PLATFORM,
+        platform="openai" if source.upstream else TEXT_PLATFORM,
     )
+
+
+def upstream_of(settings: Settings, source: ModelSource) -> upstream.Upstream:
+    """Where the model is, with its key. Raises ConfigError where the key is not there."""
+    assert source.upstream is not None, "another server has it"
+    key = upstream.keys(
+        [each for each in settings.upstream_key if each.startswith(source.name + "=")],
+        [source.name],
+    )
+    return msgspec.structs.replace(source.upstream, key=key.get(source.name, ""))
 
 
 def text_command(

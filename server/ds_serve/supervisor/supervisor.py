@@ -25,6 +25,7 @@ from ds_serve.supervisor.gateways import GatewayKeeper, Gateways
 from ds_serve.supervisor.manager import Manager
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
+from ds_serve.supervisor.upstream import UpstreamKeeper
 from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
 from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
@@ -137,6 +138,9 @@ class Supervisor:
             return RefusedKeeper(source.name, source.version, source.refusal, changed)
         if source.ensemble is not None:
             return EnsembleKeeper(source.ensemble, self.states, changed)
+        if source.upstream is not None:
+            where = launch.upstream_of(self.settings, source)
+            return UpstreamKeeper(launch.text_spec(source), where, changed)
         folder = self._folder / str(next(self._serials))
         folder.mkdir()
         threads = cpus.share(cpus.available(), self._fleet.size)

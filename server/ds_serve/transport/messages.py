@@ -14,6 +14,7 @@ from ds_engines.spec import ModelSpec
 from ds_serve.logs import LogSettings
 from ds_serve.tracing import TraceSettings
 from ds_serve.transport.orders import Order
+from ds_serve.upstream import Upstream
 
 
 class Tensor(msgspec.Struct, array_like=True, gc=False):
@@ -217,7 +218,9 @@ class Stop(msgspec.Struct, array_like=True, tag=4):
 class ModelState(msgspec.Struct, array_like=True):
     """What a gateway must know of one version of a model. `address` is set while it is ready.
 
-    Where it is not `required`, the server is ready without it.
+    Where it is not `required`, the server is ready without it. `replicas`: of a text model that
+    several workers serve, the addresses of those that are ready. `upstream`: of one that another
+    server has, which.
     """
 
     name: str
@@ -228,6 +231,8 @@ class ModelState(msgspec.Struct, array_like=True):
     spec: ModelSpec | None = None
     version: str = "1"
     required: bool = True
+    replicas: tuple[str, ...] = ()
+    upstream: Upstream | None = None
 
 
 class Registry(msgspec.Struct, array_like=True, tag=5):
