@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ds_quantize import artifact, libraries, pipeline, promotion, stored
+from ds_quantize import artifact, keeping, libraries, pipeline, promotion, stored
 from ds_quantize.data import Data, load
 from ds_quantize.errors import DataError, GateError, QuantizeError
 from ds_quantize.evaluate import Evaluation, Options
@@ -39,11 +39,13 @@ Rows: TypeAlias = "str | Path | Data | Mapping[str, Array]"
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is done. `work` keeps its stages, by default in ds-serve's cache folder; `threads`
-    0: all CPUs; `options`: how much is measured; `reporter` shows how far it is.
+    """How a run is done. `work` keeps its stages, by default in ds-serve's cache folder, and `keep`
+    gigabytes of them; `threads` 0: all CPUs; `options`: how much is measured; `reporter` shows how
+    far it is.
     """
 
     work: str | Path | None = None
+    keep: float | None = None
     seed: int = 0
     threads: int = 0
     options: Options = field(default_factory=Options)
@@ -62,6 +64,7 @@ class Quantized:
     verdict: Verdict | None = None
     version: Path | None = None
     _scratch: Path | None = None
+    _stages: Stages | None = None  # for its model is in one of them
 
     def __post_init__(self) -> None:
         if self._scratch is not None:
@@ -118,7 +121,7 @@ def quantize(
         options=settings.options,
     )
     work = default_root() if settings.work is None else Path(settings.work)
-    stages = Stages(work.absolute(), settings.reporter)
+    stages = Stages(work.absolute(), settings.reporter, keeping.limit(settings.keep))
     return _run(_opened(model, example, job, stages), plan, output)
 
 
@@ -142,14 +145,21 @@ def quantize_dynamic(
 def _run(opened: Pipeline, plan: Recipe, output: str | Path | None) -> Quantized:
     candidate = opened.compress(plan)
     if opened.job.evaluation is None:
-        return Quantized(candidate.made.model, plan)
+        return Quantized(candidate.made.model, plan, _stages=opened.stages)
     result = promotion.proven(opened, candidate)
     if output is not None and not result.verdict.passed:
         report = promotion.keep_report(opened, result, Path(output).name)
         reasons = "; ".join(result.verdict.reasons)
         raise GateError(f"{plan.name} is not good enough: {reasons}; see {report}")
     version = None if output is None else promotion.promote(opened, result, Path(output))
-    return Quantized(candidate.made.model, plan, result.evaluation, result.verdict, version)
+    return Quantized(
+        candidate.made.model,
+        plan,
+        result.evaluation,
+        result.verdict,
+        version,
+        _stages=opened.stages,
+    )
 
 
 def _opened(model: Given, example: Any, job: Job, stages: Stages) -> Pipeline:

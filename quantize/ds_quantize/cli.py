@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ds_engines.errors import ServeError
 from ds_quantize import libraries
+from ds_quantize.keeping import USUAL_GB, VARIABLE
 
 FAILURE, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -98,6 +99,12 @@ def _add_promotion(to: argparse.ArgumentParser) -> None:
         help="write a result that fails the gate too; no server loads it",
     )
     to.add_argument("--work", type=Path, metavar="DIR", help="where stages are kept")
+    to.add_argument(
+        "--keep",
+        type=_gigabytes,
+        metavar="GB",
+        help=f"how much of them is kept (default: {USUAL_GB:.0f}, or {VARIABLE})",
+    )
     to.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
 
 
@@ -149,6 +156,13 @@ def _seconds(given: str) -> float:
     value = float(given)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{given} is not above 0")
+    return value
+
+
+def _gigabytes(given: str) -> float:
+    value = float(given)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{given} is below 0")
     return value
 
 

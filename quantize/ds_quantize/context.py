@@ -34,7 +34,8 @@ class Context:
 
     `original` is the model as it was before the first step: the teacher of a distillation, the
     reference of a sensitivity. `measured` takes numbers for the manifest. `seed` makes what is
-    random repeatable. `threads` is how many the libraries may use.
+    random repeatable. `threads` is how many the libraries may use. `resume` is a folder, which may
+    not be there yet, that outlives an interruption: what it holds is of this very stage.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Context:
     measured: Measured = field(default_factory=dict)
     seed: int = 0
     threads: int = 0
+    resume: Path | None = None
 
     def needed_calibration(self, method: str) -> Data:
         """The calibration data; DataError where the user gave none."""

@@ -31,7 +31,7 @@ from ds_quantize.method import Method
 from ds_quantize.python_file import is_reference
 from ds_quantize.recipe import Recipe
 from ds_quantize.sources import Source
-from ds_quantize.stages import Done, Stages
+from ds_quantize.stages import Done, Stages, resumed_from
 
 EXPORT = "ds_quantize.torch_export"
 
@@ -250,6 +250,7 @@ class Pipeline:
             measured=measured,
             seed=self.job.seed,
             threads=self.job.threads,
+            resume=resumed_from(folder),
         )
 
     def _fitted(self, given: Data | None) -> Data | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,14 +20,13 @@ from typing import Any
 import msgspec
 
 from ds_engines.errors import ServeError
-from ds_quantize import disk
+from ds_quantize import disk, keeping
 from ds_quantize.errors import MethodError, QuantizeError
 from ds_quantize.progress import Reporter
 
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
-LOCKS = ".locks"
 
 Make = Callable[[Path], dict[str, Any]]
 """Writes a stage's files into the folder given, and returns what else is to be kept, as JSON."""
@@ -57,16 +57,24 @@ class Done:
 
 @dataclass
 class Stages:
-    """The stages below one work folder. `done` are those of this run, in their order."""
+    """The stages below one work folder. `done` are those of this run, in their order.
+
+    `keep`: bytes that the folder may grow to; those in use are kept in any case.
+    """
 
     root: Path
     reporter: Reporter
+    keep: int = field(default_factory=keeping.limit)
     done: list[Done] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._uses = keeping.Uses(self.root)
 
     def run(self, name: str, inputs: dict[str, Any], make: Make) -> Done:
         """The stage `name` over `inputs`, which are JSON; made now unless it was before."""
         key = key_of(name, inputs)
         folder = self.root / f"{name}-{key[:20]}"
+        self._hold(folder)
         found = self._found(folder, key)
         if found is None:
             found = self._made(folder, name, key, make)
@@ -83,11 +91,12 @@ class Stages:
             return None
 
     def _made(self, folder: Path, name: str, key: str, make: Make) -> Done:
-        lock = self._lock(folder)
+        lock = self.root / keeping.LOCKS / folder.name
+        lock.touch()
         with disk.locked(lock, lambda: self.reporter.say(f"{name}: another run is at it; waiting")):
             if found := self._found(folder, key):
                 return found
-            partial = disk.emptied(folder.with_name(f"{folder.name}.partial"))
+            partial = disk.emptied(folder.with_name(f"{folder.name}{keeping.PARTIAL}"))
             with self.reporter.stage(name):
                 begun = time.monotonic()
                 result = _tried(name, make, partial)
@@ -99,19 +108,30 @@ class Stages:
                 disk.emptied(folder)  # one without a record, which nothing else can use
             partial.rename(folder)
             disk.sync(folder.parent)
+        shutil.rmtree(resumed_from(partial), ignore_errors=True)
+        self._prune()
         return Done(key, folder, msgspec.json.decode(text, type=Record), reused=False)
 
-    def _lock(self, folder: Path) -> Path:
-        lock = self.root / LOCKS / folder.name
+    def _prune(self) -> None:
+        removed = keeping.prune(self.root, self.keep)
+        if removed:
+            log.info("removed from %s: %s", self.root, ", ".join(removed))
+
+    def _hold(self, folder: Path) -> None:
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.touch()
+            self._uses.hold(folder.name)
         except OSError as error:
             raise QuantizeError(
                 f"the work folder {self.root} cannot be written: {error.strerror}; "
                 "give another with --work"
             ) from None
-        return lock
+
+
+def resumed_from(partial: Path) -> Path:
+    """Beside the folder of a stage that is being made: what outlives an interruption of it, from
+    which the next run may go on. It is removed when the stage is whole.
+    """
+    return partial.with_name(partial.name.removesuffix(keeping.PARTIAL) + keeping.RESUME)
 
 
 def _tried(name: str, make: Make, folder: Path) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from itertools import islice
-from pathlib import Path
 
 from rich.console import Console
 
 from ds_quantize import artifact, data, pipeline, promotion, text
-from ds_quantize.commands.run import end, job_of, limited, limits_of
+from ds_quantize.commands.run import end, job_of, limited, limits_of, stages_of
 from ds_quantize.data import Data
 from ds_quantize.errors import DataError, RecipeError
 from ds_quantize.limits import Gate
@@ -18,7 +17,6 @@ from ds_quantize.methods.cascade import Cascade
 from ds_quantize.pipeline import Job
 from ds_quantize.progress import reporter
 from ds_quantize.recipe import Recipe
-from ds_quantize.stages import Stages, default_root
 
 GATE = Gate(max_accuracy_drop=0.005)
 
@@ -32,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         "cascade", f"{arguments.small} before {arguments.large}", steps=(step,), gate=GATE
     )
     plan = limited(plan, limits_of(arguments.limit))
-    root: Path = default_root() if arguments.work is None else arguments.work
-    opened = pipeline.opened(_job(arguments), Stages(root.absolute(), reporter(console)))
+    opened = pipeline.opened(_job(arguments), stages_of(arguments, reporter(console)))
     candidate = opened.compress(plan)
     _tell(candidate.steps[0], console)
     return end(promotion.proven(opened, candidate), opened, arguments, console)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from ds_quantize import artifact, data, pipeline, promotion, recipe, search, text
+from ds_quantize import artifact, data, keeping, pipeline, promotion, recipe, search, text
 from ds_quantize.data import Data
 from ds_quantize.errors import RecipeError
 from ds_quantize.evaluate import Options
@@ -79,8 +79,13 @@ def _opened(arguments: argparse.Namespace, shown: Reporter) -> Pipeline:
         calibration = None if given is None else data.load(given)
         evaluation = data.load(arguments.evaluation)
     job = job_of(arguments, arguments.model, calibration, evaluation)
+    return pipeline.opened(job, stages_of(arguments, shown))
+
+
+def stages_of(arguments: argparse.Namespace, shown: Reporter) -> Stages:
+    """What `run` and `cascade` have in common."""
     root: Path = default_root() if arguments.work is None else arguments.work
-    return pipeline.opened(job, Stages(root.absolute(), shown))
+    return Stages(root.absolute(), shown, keeping.limit(arguments.keep))
 
 
 def job_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from ds_quantize.errors import MethodError
 from ds_quantize.forms import Measured, TorchModel
 from ds_quantize.methods.torch import Training
 from ds_quantize.torch_methods import losses, rows
+from ds_quantize.torch_methods.checkpoints import Checkpoints, State
 from ds_quantize.torch_methods.losses import Objective
 from ds_quantize.torch_methods.modules import run, set_training, settled
 from ds_quantize.torch_methods.rows import Rows
@@ -33,7 +34,8 @@ class Trainer:
     """Trains modules on the calibration data, and measures them on rows kept out of it.
 
     Without rows kept out, the training's own are measured. `objective` is what training makes
-    small, for the whole of its life.
+    small, for the whole of its life. A stage that trains several times does so in the same order
+    whenever it is run, which is how its checkpoints are found again.
     """
 
     method: Training
@@ -41,6 +43,7 @@ class Trainer:
     train: Rows
     held: Rows
     objective: Objective
+    checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(None))
 
     def fit(self, module: nn.Module, epochs: int | None = None, what: str = "") -> None:
         """Train the module in place; it is in evaluation mode afterwards.
@@ -61,26 +64,37 @@ class Trainer:
         self.context.measured[f"validation_{stage}"] = self.judge(module)
 
     def _fit(self, module: nn.Module, epochs: int, what: str) -> None:
+        course, kept = self._course(module, epochs), self.checkpoints.next()
+        begun = course.restore(kept.load())
+        if begun:
+            said = f"{self.method.name}{what}: goes on after epoch {begun} of {epochs}"
+            self.context.progress.say(said)
+        for epoch in range(begun, epochs):
+            label = f"{self.method.name}{what}: epoch {epoch + 1} of {epochs}"
+            self._epoch(course, label)
+            course.best.see(self._worth(module) if self.method.keep_best else epoch)
+            if kept.due() or epoch + 1 == epochs:
+                kept.save(course.state(epoch + 1))
+        course.best.restore()
+
+    def _course(self, module: nn.Module, epochs: int) -> _Course:
+        method = self.method
         parameters = [p for p in module.parameters() if p.requires_grad]
         parameters += self.objective.parameters()
-        method, steps = (
-            self.method,
-            max(1, epochs * math.ceil(self.train.count / self.method.batch)),
-        )
+        steps = max(1, epochs * math.ceil(self.train.count / method.batch))
         optimizer = torch.optim.AdamW(
             parameters, method.learning_rate, weight_decay=method.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best = _Best(module, self._worth(module) if method.keep_best and epochs else -math.inf)
-        for epoch in range(epochs):
-            set_training(module, True)
-            label = f"{method.name}{what}: epoch {epoch + 1} of {epochs}"
-            for batch in self._batches(label):
-                self._step(module, batch, parameters, optimizer, label)
-                schedule.step()
-            set_training(module, False)
-            best.see(self._worth(module) if method.keep_best else epoch)
-        best.restore()
+        return _Course(module, parameters, self.objective.parameters(), optimizer, schedule, best)
+
+    def _epoch(self, course: _Course, label: str) -> None:
+        set_training(course.module, True)
+        for batch in self._batches(label):
+            self._step(course.module, batch, course.parameters, course.optimizer, label)
+            course.schedule.step()
+        set_training(course.module, False)
 
     def _batches(self, label: str) -> Iterator[Rows]:
         order = torch.randperm(self.train.count)
@@ -138,7 +152,7 @@ def trainer(
     every = rows.read(model, data, method.batch)
     train, held = every.split(method.validation, context.seed)
     made = make(every) if make is not None else losses.objective(method, context, every)
-    return Trainer(method, context, train, held, made)
+    return Trainer(method, context, train, held, made, Checkpoints(context.resume))
 
 
 class _Best:
@@ -146,16 +160,53 @@ class _Best:
 
     def __init__(self, module: nn.Module, worth: float) -> None:
         self._module = module
-        self._worth = worth
-        self._state = copy.deepcopy(module.state_dict())
+        self.worth = worth
+        self.weights = copy.deepcopy(module.state_dict())
 
     def see(self, worth: float) -> None:
-        if worth >= self._worth:
-            self._worth = worth
-            self._state = copy.deepcopy(self._module.state_dict())
+        if worth >= self.worth:
+            self.worth = worth
+            self.weights = copy.deepcopy(self._module.state_dict())
 
     def restore(self) -> None:
-        self._module.load_state_dict(self._state)
+        self._module.load_state_dict(self.weights)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """All that one training changes. `extra` are the parameters that are the objective's own."""
+
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    extra: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    best: _Best
+
+    def state(self, epochs: int) -> State:
+        """After so many epochs, with that of the random numbers."""
+        return {
+            "epochs": epochs,
+            "module": self.module.state_dict(),
+            "extra": [parameter.detach() for parameter in self.extra],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "best": (self.best.worth, self.best.weights),
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, state: State) -> int:
+        """Go back to a state; the epochs that it has behind it. None where it is empty."""
+        if not state:
+            return 0
+        self.module.load_state_dict(state["module"])
+        for parameter, value in zip(self.extra, state["extra"], strict=True):
+            parameter.data.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best.worth, self.best.weights = state["best"]
+        torch.set_rng_state(state["random"])
+        return int(state["epochs"])
 
 
 def _classes(measured: Rows) -> bool:
