@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ds_serve.models import ModelSource
     from ds_serve.supervisor.supervisor import Supervisor
 
+LISTS = ("model_repository", "load_model", "upstream_key", "fallback", "lora", "vllm_args")
+"""Settings that are several strings; one may stand alone."""
+
 OnReady = Callable[["Supervisor"], None]
 
 
@@ -42,10 +45,10 @@ class InferenceServer:
         paths = [model_path] if isinstance(model_path, str | Path) else list(model_path)
         if batch_size is not None:
             settings["max_batch_size"] = batch_size
-        for name in ("model_repository", "load_model", "upstream_key", "fallback"):
+        for name in LISTS:
             if name in settings:
                 settings[name] = _strings(settings[name])
-        for name in ("quantization", "calibration", "evaluation"):
+        for name in ("quantization", "calibration", "evaluation", "vllm_python"):
             if isinstance(settings.get(name), Path):
                 settings[name] = str(settings[name])
         made = _settings({**settings, "device": device})
@@ -74,7 +77,7 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
 
     Those that are repositories are added to the settings'.
     """
-    from ds_serve import catalogue, quantization  # noqa: PLC0415
+    from ds_serve import catalogue, quantization, text_models  # noqa: PLC0415
     from ds_serve import models as known  # noqa: PLC0415
     from ds_serve.catalogue.progress import progress_on  # noqa: PLC0415
 
@@ -85,7 +88,10 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
         raise ConfigError("no model is given: --model takes a file, a folder or a catalogue name")
     with progress_on(sys.stderr) as progress:
         sources = known.resolve_all(
-            rest, fetch=lambda name: catalogue.fetch(name, progress=progress)
+            rest,
+            fetch=lambda name: catalogue.fetch(name, progress=progress),
+            wish=text_models.Wish(settings.engine, settings.vllm_python),
+            convert=text_models.converter(progress),
         )
     return settings, quantization.quantized(settings, sources)
 

@@ -13,6 +13,9 @@ from ds_serve.settings import Settings, flag
 
 USAGE_ERROR = 2
 
+NO_FLAG = ("vllm_args",)
+"""What the command line has in another way: after --."""
+
 HELP = {
     "model_repository": "a folder of models in Triton's layout, or its address; may be repeated",
     "model_control_mode": "none (load all at the start), poll (follow the repository's changes) or "
@@ -36,7 +39,17 @@ HELP = {
     "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "grpc_infer_response_compression_level": "none, or low, medium or high for answers in gzip",
     "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
-    "device": "where models run: auto or cpu",
+    "device": "where models run: auto or cpu; with vLLM also cuda or rocm, and cuda:0,1 for some "
+    "GPUs",
+    "engine": "what serves text models: auto, vllm, openvino-genai or encoder",
+    "vllm_python": "the Python of the environment that vLLM is installed in; none: DS_VLLM_PYTHON "
+    "of the environment, or our own",
+    "dtype": "of weights and activations, with vLLM: auto, bfloat16, float16 or float32",
+    "tensor_parallel": "GPUs that each layer of a text model is split over",
+    "pipeline_parallel": "groups of GPUs that a text model's layers are shared out to",
+    "replicas": "workers of each text model",
+    "lora": "an adapter of a text model, as NAME=PATH; requests name it as their model; may be "
+    "repeated",
     "quantization": "the recipe by which ds-quantize makes ONNX files of --model smaller before "
     "they are served; see `ds-quantize recipes`",
     "calibration": "the data that --quantization measures ranges on",
@@ -80,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         prog="ds-serve",
         description="One server for every model a team has: OpenAI REST and KServe v2 over HTTP "
         "and gRPC.",
+        epilog="Anything after -- goes to vLLM as it is.",
     )
     made.add_argument("--version", action="version", version=f"ds-serve {__version__}")
     made.add_argument(
@@ -87,13 +101,17 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[NAME=]MODEL",
-        help="a .onnx or .gguf file, a model folder, or a catalogue name; may be repeated",
+        help="a .onnx or .gguf file, a model folder, an id of the Hugging Face hub, or a catalogue "
+        "name; a text model may have settings of its own: chat=FOLDER?max_seq_len=4096; may be "
+        "repeated",
     )
     made.add_argument(
         "--list-models", action="store_true", help="list the catalogue and what is fetched"
     )
     defaults = Settings()
     for name in Settings.__struct_fields__:
+        if name in NO_FLAG:
+            continue
         _add(made, name, getattr(defaults, name))
     return made
 
@@ -125,8 +143,10 @@ def boolean(text: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit status: 0 after a clean stop, 1 with no model left, 2 for a wrong call."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    own = words.index("--") if "--" in words else len(words)
     try:
-        given = triton_flags.translate(sys.argv[1:] if argv is None else argv)
+        given = triton_flags.translate(words[:own])
     except ServeError as error:
         print(f"ds-serve: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -135,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in arguments.items():
         if isinstance(value, list):
             arguments[name] = tuple(value)
+    arguments["vllm_args"] = tuple(words[own + 1 :])
     if arguments.pop("list_models"):
         from ds_serve.catalogue import cli  # noqa: PLC0415
 

@@ -13,17 +13,21 @@ import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
-from ds_serve import catalogue, upstream
+from ds_serve import catalogue, text_models, upstream
 from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign, is_misnamed
+from ds_serve.text_models import Convert, Wish
 from ds_serve.upstream import Upstream
+from ds_serve.vllm import options as text_options
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
+SUFFIXES = (".onnx", ".gguf")
 
 Fetch = Callable[[str], Path]
 
 _NAME = re.compile(r"^[A-Za-z0-9._-]+$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+_ANY = Wish()
 _ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
     "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
     "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
@@ -39,7 +43,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     model's own, where there is one with a configuration, `scratch` one that goes when the model
     does. `ensemble` is what the model is where it is made of others; then no
     worker runs it. `refusal` says why it may not be served; empty where it may. `upstream` is where
-    the model is, where another server has it.
+    the model is, where another server has it. `options`: settings of its own, by their names.
     """
 
     name: str
@@ -54,6 +58,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     ensemble: ModelSpec | None = None
     refusal: str = ""
     upstream: Upstream | None = None
+    options: text_options.Given = ()
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
@@ -65,11 +70,27 @@ def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
     return resolve_all([argument], fetch=fetch)[0]
 
 
-def resolve_all(arguments: Sequence[str], *, fetch: Fetch = catalogue.fetch) -> list[ModelSource]:
-    """`resolve` for several; ConfigError where two have one name. Checks all, then fetches."""
-    sources = [_plan(argument) for argument in arguments]
+def resolve_all(
+    arguments: Sequence[str],
+    *,
+    fetch: Fetch = catalogue.fetch,
+    wish: Wish = _ANY,
+    convert: Convert | None = None,
+) -> list[ModelSource]:
+    """`resolve` for several; ConfigError where two have one name. Checks all, then fetches, and
+    turns folders that their engine cannot read into others with `convert`.
+    """
+    sources = [_plan(argument, wish) for argument in arguments]
     _require_distinct(source.name for source, _ in sources)
-    return [_fetched(source, entry, fetch) for source, entry in sources]
+    fetched = [_fetched(source, entry, fetch) for source, entry in sources]
+    return [_converted(source, convert) for source in fetched]
+
+
+def _converted(source: ModelSource, convert: Convert | None) -> ModelSource:
+    due = source.engine == text_models.OPENVINO and text_models.needs_conversion(source.artifact)
+    if not due or convert is None:
+        return source
+    return msgspec.structs.replace(source, artifact=convert(source.artifact))
 
 
 def _require_distinct(names: Iterable[str]) -> None:
@@ -86,20 +107,63 @@ def _fetched(source: ModelSource, entry: catalogue.Entry | None, fetch: Fetch) -
     return msgspec.structs.replace(source, artifact=fetch(entry.name))
 
 
-def _plan(argument: str) -> tuple[ModelSource, catalogue.Entry | None]:
+def _plan(argument: str, wish: Wish) -> tuple[ModelSource, catalogue.Entry | None]:
     """The source, and the entry to fetch if it is a catalogue model that has no artifact yet."""
     name, value = _split(argument)
+    if upstream.is_address(value):
+        return _from_address(name, value), None
+    value, given = (value, ()) if Path(value).exists() else text_options.split(value)
+    wish = wish._replace(engine=text_options.own(given, "engine") or wish.engine)
+    source, entry = _known(argument, name, value, wish)
+    return msgspec.structs.replace(source, options=_for_text(source, given)), entry
+
+
+def _known(
+    argument: str, name: str | None, value: str, wish: Wish
+) -> tuple[ModelSource, catalogue.Entry | None]:
+    if wish.engine not in text_models.ENGINES:
+        raise ConfigError(
+            f"--engine is {wish.engine!r}; it must be {' or '.join(text_models.ENGINES)}"
+        )
     if value in catalogue.names():
         entry = catalogue.get(value)
         return _from_catalogue(name or entry.name, entry), entry
-    if upstream.is_address(value):
-        return _from_address(name, value), None
+    if _is_hub_id(value):
+        return _from_hub(name, value, wish), None
     try:
-        return _from_path(name, Path(value).expanduser(), value), None
+        return _from_path(name, Path(value).expanduser(), value, wish), None
     except OSError as error:
         raise ConfigError(
             f"--model {argument}: {error.filename} cannot be read: {error.strerror}"
         ) from error
+
+
+def _for_text(source: ModelSource, given: text_options.Given) -> text_options.Given:
+    if given and source.task != "text":
+        raise ConfigError(
+            f"model {source.name!r} has settings after '?', which are for text models; those of a "
+            "tensor model stand in its config.pbtxt"
+        )
+    return given
+
+
+def _is_hub_id(value: str) -> bool:
+    """Whether it is an organisation and a name, with no folder or file meant."""
+    path = Path(value)
+    if not _HUB_ID.match(value) or path.exists() or path.parent.is_dir():
+        return False
+    return path.suffix not in SUFFIXES and not is_foreign(path)
+
+
+def _from_hub(name: str | None, model: str, wish: Wish) -> ModelSource:
+    engine, why = text_models.choose_hub(model, wish)
+    return ModelSource(
+        name=_require_name(name or model.rpartition("/")[2], Path(model)),
+        task="text",
+        engine=engine,
+        artifact=Path(model),
+        why=why,
+    )
 
 
 def _split(argument: str) -> tuple[str | None, str]:
@@ -153,9 +217,11 @@ def _from_address(name: str | None, address: str) -> ModelSource:
     )
 
 
-def _from_path(name: str | None, path: Path, said: str) -> ModelSource:
+def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSource:
     if not path.exists():
         raise ConfigError(_missing(path, said))
+    if path.is_dir() and text_models.is_folder(path) and not _holds_model(path):
+        return _from_folder(name, path, wish)
     file = _model_in(path) if path.is_dir() else path
     file = Path(os.path.normpath(file.absolute()))
     home = _home(file)
@@ -165,9 +231,23 @@ def _from_path(name: str | None, path: Path, said: str) -> ModelSource:
         _config(file, home),
         file.parent.name if file.parent != home else "1",
     )
+    if source.engine == text_models.OPENVINO:
+        text_models.refuse_file(path, wish)
     named = Path(os.path.normpath(path.absolute()))
     whole = named == home != file.parent and source.config == home / CONFIG
     return msgspec.structs.replace(source, folder=home if whole else None)
+
+
+def _from_folder(name: str | None, path: Path, wish: Wish) -> ModelSource:
+    folder = Path(os.path.normpath(path.absolute()))
+    engine, why = text_models.choose(folder, wish)
+    return ModelSource(
+        name=_require_name(name or folder.name, path),
+        task="text",
+        engine=engine,
+        artifact=folder,
+        why=f"{folder.name} is {why}",
+    )
 
 
 def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:
@@ -242,7 +322,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 def is_model_file(path: Path) -> bool:
     """Whether its name says that it is a model."""
-    return path.suffix.lower() in {".onnx", ".gguf"}
+    return path.suffix.lower() in SUFFIXES
 
 
 def is_repository(argument: str) -> bool:
@@ -258,10 +338,10 @@ def is_repository(argument: str) -> bool:
 
 def _no_model_in(folder: Path) -> str:
     inside = sorted(path.name for path in folder.iterdir())
-    if "config.json" in inside:
+    if text_models.CONFIG in inside:
         return (
-            f"{folder} is a Hugging Face folder, which no CPU engine here runs yet; give a GGUF "
-            f"file for a text model, or an ONNX file"
+            f"{folder} looks like a Hugging Face folder, but its {text_models.CONFIG} names neither "
+            "architectures nor a model_type"
         )
     models = [name for name in inside if (folder / name).is_dir() and _holds_model(folder / name)]
     if models:
@@ -281,12 +361,7 @@ def _missing(path: Path, said: str) -> str:
         return f"--model {said}: addresses are not fetched; download the file and give its path"
     if path.name == said and not path.suffix:
         return f"{catalogue.unknown(said)}; nor is there a file or folder of that name here"
-    hint = _near(path)
-    if _HUB_ID.match(said) and not path.suffix and not path.parent.is_dir():
-        hint = (
-            "a Hugging Face id is not supported yet: give a GGUF or ONNX file, or a catalogue name"
-        )
-    return f"there is no file or folder {said}; {hint}"
+    return f"there is no file or folder {said}; {_near(path)}"
 
 
 def _near(path: Path) -> str:

@@ -24,6 +24,7 @@ from ds_serve import __version__
 from ds_serve.catalogue.cache import default_root, locked
 from ds_serve.models import CONFIG, ModelSource, only_model_in, source_of
 from ds_serve.settings import Settings
+from ds_serve.text_models import VLLM
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def quantized(settings: Settings, sources: Sequence[ModelSource]) -> list[ModelS
     """
     if not settings.quantization:
         return list(sources)
+    if sources and all(source.engine == VLLM for source in sources):
+        return list(sources)  # it does that itself, by a method of its own
     for source in sources:
         check(settings, source)
     if settings.model_repository:
@@ -67,6 +70,12 @@ def quantized(settings: Settings, sources: Sequence[ModelSource]) -> list[ModelS
 def check(settings: Settings, source: ModelSource) -> None:
     """Raise ConfigError for a model that cannot be quantized when the server starts."""
     said = f"--quantization {settings.quantization}"
+    if source.engine == VLLM:
+        raise ConfigError(
+            f"{said} is for all models, but {source.name!r} runs on vLLM, whose methods are others "
+            f"than the recipes for ONNX files; give it its own: --model '{source.name}="
+            f"{source.artifact}?quantization=METHOD'"
+        )
     if source.engine != ENGINE:
         raise ConfigError(
             f"{said}: {source.engine} serves {source.artifact.name} as it is; give a file that is "

@@ -41,6 +41,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_infer_response_compression_level: str = "none"
     gateways: int = 0
     device: str = "auto"
+    engine: str = "auto"
+    vllm_python: str = ""
+    vllm_args: tuple[str, ...] = ()
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    replicas: int = 1
+    lora: tuple[str, ...] = ()
     quantization: str = ""
     calibration: str = ""
     evaluation: str = ""
@@ -136,6 +144,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "max_batch_size",
             "max_queue_size",
             "max_request_bytes",
+            "tensor_parallel",
+            "pipeline_parallel",
+            "replicas",
         ):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("trace_rate", self.trace_rate >= 1, "1 or more")

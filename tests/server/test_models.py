@@ -119,11 +119,11 @@ def test_a_folder_of_model_folders_says_how_to_name_them(folder: Path) -> None:
     assert "--model models/a --model models/b" in refusal("models")
 
 
-def test_a_hugging_face_folder_is_refused_by_name(folder: Path) -> None:
+def test_a_hugging_face_folder_without_an_architecture_is_refused(folder: Path) -> None:
     put(folder / "llama/config.json", b"{}")
     put(folder / "llama/model.safetensors", b"\0")
     assert "Hugging Face folder" in refusal("llama")
-    assert "GGUF" in refusal("llama")
+    assert "architectures" in refusal("llama")
 
 
 def test_an_empty_folder_is_refused(folder: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_missing_name_suggests_catalogue_names(folder: Path) -> None:
 
 
 def test_a_hub_id_and_an_address_are_refused_by_name(folder: Path) -> None:
-    assert "Hugging Face id" in refusal("org/chat-7b")
-    assert "download the file" in refusal("https://example.org/net.onnx")
+    assert "id of the Hugging Face hub" in refusal("org/chat-7b")
+    assert "pip install" in refusal("org/chat-7b")
 
 
 @pytest.mark.parametrize("argument", ["", "x=", "=magika", "a b=magika", "..=magika"])

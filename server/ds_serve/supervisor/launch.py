@@ -18,10 +18,16 @@ from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
+from ds_serve.text_models import VLLM
 from ds_serve.text_tensors import INPUTS, OUTPUTS
+from ds_serve.vllm import command as vllm
+from ds_serve.vllm import installation
+from ds_serve.vllm.guard import Job
+from ds_serve.vllm.options import Options, options
 from ds_serve.worker.config import CacheConfig, WorkerConfig
 
 TEXT_PLATFORM = "openvino_genai"
+_PLATFORMS = {upstream.ENGINE: "openai", VLLM: "vllm"}
 
 
 def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
@@ -32,6 +38,15 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
         check_source(settings, source)
+    if settings.vllm_args and not any(source.engine == VLLM for source in sources):
+        raise ConfigError(
+            f"-- {settings.vllm_args[0]}: it is for vLLM, which no model here runs on"
+        )
+    if settings.lora and len(texts) > 1:
+        raise ConfigError(
+            f"--lora {settings.lora[0]}: there are {len(texts)} text models; say whose it is: "
+            "--model 'NAME=MODEL?lora=NAME=PATH'"
+        )
     upstream.keys(settings.upstream_key, [one.name for one in texts if one.upstream])
     upstream.fallbacks(settings.fallback, [one.name for one in texts])
     if settings.grpc_server == "pyvoy" and not (installed("pyvoy") and installed("envoy")):
@@ -48,6 +63,12 @@ def check_source(settings: Settings, source: ModelSource) -> None:
     """Raises ConfigError for a setting that this model cannot honour, and names it."""
     if source.ensemble is not None or source.upstream is not None or source.refusal:
         return
+    if source.engine == VLLM:
+        found = installation.require(installation.interpreter(settings.vllm_python))
+        vllm.check(found, source.name, options(settings, source), settings.vllm_args)
+        return
+    if source.task == "text":
+        _check_text(source, options(settings, source))
     if settings.device not in ("auto", "cpu"):
         raise ConfigError(
             f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
@@ -57,6 +78,15 @@ def check_source(settings: Settings, source: ModelSource) -> None:
         raise ConfigError(
             f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
         )
+
+
+def _check_text(source: ModelSource, given: Options) -> None:
+    for name, usual in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("dtype", "auto")):
+        if getattr(given, name) != usual:
+            raise ConfigError(
+                f"model {source.name!r}: {name} {getattr(given, name)} is for vLLM, and it runs on "
+                f"{source.engine}"
+            )
 
 
 def worker_config(
@@ -111,7 +141,7 @@ def text_spec(source: ModelSource) -> ModelSpec:
         version=source.version,
         inputs=INPUTS,
         outputs=OUTPUTS,
-        platform="openai" if source.upstream else TEXT_PLATFORM,
+        platform=_PLATFORMS.get(source.engine, TEXT_PLATFORM),
     )
 
 
@@ -123,6 +153,35 @@ def upstream_of(settings: Settings, source: ModelSource) -> upstream.Upstream:
         [source.name],
     )
     return msgspec.structs.replace(source.upstream, key=key.get(source.name, ""))
+
+
+def vllm_job(
+    settings: Settings,
+    source: ModelSource,
+    replica: int,
+    logs: LogSettings,
+    socket: Path,
+    progress: Path,
+) -> Job:
+    """What serves one replica of a model with vLLM, on the GPUs that are its own."""
+    found = installation.require(installation.interpreter(settings.vllm_python))
+    given = options(settings, source)
+    return Job(
+        name=source.name,
+        command=vllm.command(
+            found,
+            str(source.artifact),
+            source.name,
+            given,
+            settings.vllm_args,
+            socket,
+            settings.drain_timeout,
+        ),
+        environment=vllm.environment(found, given, vllm.cards(given, replica)),
+        progress=str(progress),
+        parent_pid=os.getpid(),
+        logs=logs,
+    )
 
 
 def text_command(
@@ -141,9 +200,10 @@ def text_command(
         "--log-level", logs.level,
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip
-    if settings.max_seq_len:
-        command += ["--max-seq-len", str(settings.max_seq_len)]
-    if settings.memory_efficient:
+    given = options(settings, source)
+    if given.max_seq_len:
+        command += ["--max-seq-len", str(given.max_seq_len)]
+    if given.memory_efficient:
         command.append("--memory-efficient")
     if settings.allow_unverified:
         command.append("--allow-unverified")

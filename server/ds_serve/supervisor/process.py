@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from ds_serve import metrics
@@ -21,14 +22,19 @@ it would have to be mapped and cleared anew, page by page, which can cost more t
 class Process:
     """A started child. `exit_reason` is fit for a person."""
 
-    def __init__(self, process: asyncio.subprocess.Process, failure: Path) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, failure: Path, *, family: bool = False
+    ) -> None:
         self._process = process
         self._failure = failure
+        self._family = family
         self._blame = ""
 
     @classmethod
-    async def start(cls, command: list[str], failure: Path) -> Process:
-        """Start a command; should it fail, it may say why in the file `failure`."""
+    async def start(cls, command: list[str], failure: Path, *, family: bool = False) -> Process:
+        """Start a command; should it fail, it may say why in the file `failure`. Of a `family`,
+        processes that it has started and that stayed in its group die with it.
+        """
         failure.unlink(missing_ok=True)
         environment = {**ALLOCATOR, **os.environ, FAILURE_FILE: str(failure)}
         # In a session of its own, so that a signal to our process group (Ctrl-C in a terminal)
@@ -39,7 +45,7 @@ class Process:
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
-        return cls(process, failure)
+        return cls(process, failure, family=family)
 
     @property
     def pid(self) -> int:
@@ -60,20 +66,25 @@ class Process:
 
     @property
     def exit_reason(self) -> str:
-        if self._blame:
-            return self._blame
+        return self._blame or self.said or f"its process {_manner(self._process.returncode)}"
+
+    @property
+    def said(self) -> str:
+        """What the process itself says of its failure; "" where nothing."""
         try:
             return self._failure.read_text().strip()
         except OSError:
-            return f"its process {_manner(self._process.returncode)}"
+            return ""
 
     async def wait(self) -> None:
         await self._process.wait()
+        self._end_family()
         metrics.forget(self.pid)
 
     def kill(self, blame: str) -> None:
         """End it at once, for the reason given."""
         self._blame = self._blame or blame
+        self._end_family()
         self._signal(signal.SIGKILL)
 
     def terminate(self) -> None:
@@ -86,6 +97,12 @@ class Process:
         except TimeoutError:
             self.kill(blame)
             await self.wait()
+
+    def _end_family(self) -> None:
+        if self._family:
+            # It leads the group; the group outlives it while any of them does.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         if self.running:

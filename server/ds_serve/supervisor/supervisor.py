@@ -27,7 +27,9 @@ from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
 from ds_serve.supervisor.upstream import UpstreamKeeper
 from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
+from ds_serve.text_models import VLLM
 from ds_serve.transport.messages import ModelState, Tuning
+from ds_serve.vllm.guard import Job
 from ds_serve.worker.config import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -146,16 +148,7 @@ class Supervisor:
         threads = cpus.share(cpus.available(), self._fleet.size)
         hang = self.settings.hang_timeout
         if source.task == "text":
-
-            def command(socket: Path) -> list[str]:
-                logs = self._tunables.logs
-                return launch.text_command(self.settings, source, threads, logs, socket)
-
-            spec = launch.text_spec(source)
-            # Its HTTP client takes long to import, so only servers that have text models do.
-            from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
-
-            return TextWorkerKeeper(spec, command, folder, hang, changed)
+            return self._hire_text(source, folder, threads, changed)
 
         def configure(identity: str, socket: Path) -> WorkerConfig:
             return launch.worker_config(
@@ -172,6 +165,27 @@ class Supervisor:
             source.name, source.version, configure, self._control, folder, hang, changed,
             gateways=self._gateways,
         )  # fmt: skip
+
+    def _hire_text(
+        self, source: ModelSource, folder: Path, threads: int, changed: Changed
+    ) -> Keeper:
+        # Their HTTP client takes long to import, so only servers that have text models do.
+        from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
+        from ds_serve.supervisor.vllm_worker import VllmKeeper  # noqa: PLC0415
+
+        spec, hang = launch.text_spec(source), self.settings.hang_timeout
+        if source.engine == VLLM:
+
+            def job(socket: Path, progress: Path) -> Job:
+                logs = self._tunables.logs
+                return launch.vllm_job(self.settings, source, 0, logs, socket, progress)
+
+            return VllmKeeper(spec, job, folder, hang, changed)
+
+        def command(socket: Path) -> list[str]:
+            return launch.text_command(self.settings, source, threads, self._tunables.logs, socket)
+
+        return TextWorkerKeeper(spec, command, folder, hang, changed)
 
     def _gateway_config(self, identity: str) -> GatewayConfig:
         return launch.gateway_config(

@@ -17,12 +17,77 @@ START_CHECK_SECONDS = 0.1
 CHECK_SECONDS = 1.0
 PROBE_SECONDS = 5.0
 
+OK, UNAVAILABLE = 200, 503
+
 Command = Callable[[Path], list[str]]
 """From the socket's path to the command that serves on it."""
 
 
-class TextWorkerKeeper(WorkerKeeper):
-    """`hang_timeout`: seconds for which the health check may fail."""
+class SocketKeeper(WorkerKeeper):
+    """What all workers that are OpenAI servers have in common.
+
+    `hang_timeout`: seconds for which the health check may fail.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, folder: Path, hang_timeout: float, on_change: Callable[[], None]
+    ) -> None:
+        super().__init__(spec.name, spec.version, on_change)
+        self.state.spec = spec
+        self._folder = folder
+        self._hang_timeout = hang_timeout
+
+    def _socket(self, incarnation: int) -> Path:
+        socket = self._folder / f"{incarnation}.sock"
+        self.state.address = str(socket)
+        return socket
+
+    async def _watch(self, process: Process) -> None:
+        connector = aiohttp.UnixConnector(self.state.address)
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        async with aiohttp.ClientSession(
+            "http://worker", connector=connector, timeout=timeout
+        ) as session:
+            while await health(session) != OK:
+                self._look_at_start()
+                await asyncio.sleep(START_CHECK_SECONDS)
+            if await self._answers(session, process):
+                self._is_ready()
+                await self._watch_health(session, process)
+
+    async def _watch_health(self, session: aiohttp.ClientSession, process: Process) -> None:
+        well = time.monotonic()
+        while self.state.state == READY:
+            await asyncio.sleep(CHECK_SECONDS)
+            status = await health(session)
+            if status == OK:
+                well = time.monotonic()
+                await self._look(session, process)
+            elif time.monotonic() - well > self._hang_timeout:
+                process.kill(f"its worker hung: not healthy for over {self._hang_timeout:g} s")
+                return
+            else:
+                self._unwell(process, status)
+
+    def _look_at_start(self) -> None:
+        """It is not up yet."""
+
+    async def _answers(self, session: aiohttp.ClientSession, process: Process) -> bool:
+        """Whether it does its work, now that it is up; otherwise it has been killed."""
+        return True
+
+    async def _look(self, session: aiohttp.ClientSession, process: Process) -> None:
+        """It is healthy, as far as it says."""
+
+    def _unwell(self, process: Process, status: int) -> None:
+        """It says that it is not healthy, by an HTTP status, or nothing: 0."""
+
+    def _ask_to_stop(self, process: Process, grace: float) -> None:
+        process.terminate()
+
+
+class TextWorkerKeeper(SocketKeeper):
+    """Keeps one of ours."""
 
     def __init__(
         self,
@@ -32,45 +97,18 @@ class TextWorkerKeeper(WorkerKeeper):
         hang_timeout: float,
         on_change: Callable[[], None],
     ) -> None:
-        super().__init__(spec.name, spec.version, on_change)
-        self.state.spec = spec
+        super().__init__(spec, folder, hang_timeout, on_change)
         self._command = command
-        self._folder = folder
-        self._hang_timeout = hang_timeout
 
     async def _start(self, incarnation: int) -> Process:
-        socket = self._folder / f"{incarnation}.sock"
-        self.state.address = str(socket)
-        return await Process.start(self._command(socket), self._folder / f"{incarnation}.failure")
-
-    async def _watch(self, process: Process) -> None:
-        connector = aiohttp.UnixConnector(self.state.address)
-        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-        async with aiohttp.ClientSession(
-            "http://worker", connector=connector, timeout=timeout
-        ) as session:
-            while not await _healthy(session):
-                await asyncio.sleep(START_CHECK_SECONDS)
-            self._is_ready()
-            await self._watch_health(session, process)
-
-    async def _watch_health(self, session: aiohttp.ClientSession, process: Process) -> None:
-        well = time.monotonic()
-        while self.state.state == READY:
-            await asyncio.sleep(CHECK_SECONDS)
-            if await _healthy(session):
-                well = time.monotonic()
-            elif time.monotonic() - well > self._hang_timeout:
-                process.kill(f"its worker hung: not healthy for over {self._hang_timeout:g} s")
-                return
-
-    def _ask_to_stop(self, process: Process, grace: float) -> None:
-        process.terminate()
+        command = self._command(self._socket(incarnation))
+        return await Process.start(command, self._folder / f"{incarnation}.failure")
 
 
-async def _healthy(session: aiohttp.ClientSession) -> bool:
+async def health(session: aiohttp.ClientSession) -> int:
+    """The status that it answers with; 0 where it does not answer."""
     try:
         async with session.get("/health") as answer:
-            return answer.status == 200
+            return answer.status
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return False
+        return 0
