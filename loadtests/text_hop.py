@@ -137,7 +137,7 @@ class Client(asyncio.Protocol):
         self._seen.chunks += data.count(b"data: {")
         tail = (self._tail + data)[-16:]
         self._tail = tail
-        X
+        ends = tail.endswith((b"0\r\n\r\n", b'y"}'))
         if ends and self._done is not None and not self._done.done():
             self._tail = b""
             self._done.set_result(None)

@@ -13,7 +13,8 @@ SERVER = "ds-serve"
 
 class Limits(msgspec.Struct, frozen=True):
     """Bounds that the front-ends keep. Sizes are in bytes, times in seconds. `max_connections` of
-    each port of a gateway; 0 for any number.
+    each port of a gateway; 0 for any number. `max_tokens_in_flight` of one text model in all
+    gateways together; 0 for what its worker has room for. `fallbacks`: who stands in for whom.
     """
 
     request_timeout: float = 60.0
@@ -21,6 +22,9 @@ class Limits(msgspec.Struct, frozen=True):
     max_request_bytes: int = 256 * 1024 * 1024
     max_bytes_in_flight: int = 1024 * 1024 * 1024
     max_connections: int = 0
+    max_tokens_in_flight: int = 0
+    max_text_queue: int = 1024
+    fallbacks: dict[str, str] = {}
 
 
 class GatewayConfig(ChildConfig, frozen=True, kw_only=True):

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
@@ -18,14 +17,13 @@ from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
+from ds_serve.gateway.text import TextBackend, text_backend
+from ds_serve.gateway.text_names import Names
 from ds_serve.gateway.whole import WholeBackend
 from ds_serve.security.guard import ANYBODY, Caller
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
-
-if TYPE_CHECKING:
-    from ds_serve.gateway.text import TextBackend
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +81,7 @@ class Gateway:
         self._served: dict[Key, Served] = {}
         self._newest: dict[str, Served] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self.names = Names(self)
 
     @property
     def ready(self) -> bool:
@@ -120,10 +119,6 @@ class Gateway:
 
     async def update(self, registry: Registry) -> None:
         """Take over what the supervisor says. Requests to workers that are to go are finished."""
-        if any(map(_is_text, registry.models)):
-            # Its HTTP client takes long to import: other models are answered meanwhile, and this
-            # one is not ready before.
-            await asyncio.to_thread(import_module, "ds_serve.gateway.text")
         states = {(state.name, state.version): state for state in registry.models}
         self._drop_lost(states)
         served = {key: await self._serve(key, state) for key, state in states.items()}
@@ -187,6 +182,22 @@ class Gateway:
         is_text = served is not None and _is_text(served.state)
         return self.limits.text_timeout if is_text else self.limits.request_timeout
 
+    def texts(self) -> dict[str, TextBackend]:
+        """The text models that answer, the newest version of each, in the order of their names."""
+        return {
+            name: one.backend
+            for name, one in self._newest.items()
+            if isinstance(one.backend, TextBackend)
+        }
+
+    def stand_ins(self, name: str) -> list[str]:
+        """Who is asked in turn where that text model is full or fails, of those that answer."""
+        chain = []
+        while (name := self.limits.fallbacks.get(name, "")) and name not in chain:
+            chain.append(name)
+        texts = self.texts() if chain else {}
+        return [each for each in chain if each in texts]
+
     def text(self, name: str) -> TextBackend:
         """The OpenAI server behind a text model. Raises NotFound, also for a tensor model."""
         served = self._find(name, "")
@@ -194,7 +205,8 @@ class Gateway:
             raise NotFound(
                 f"model {name!r} takes tensors: send it to /v2/models/{name}/infer or over gRPC"
             )
-        return cast("TextBackend", served.backend)
+        assert isinstance(served.backend, TextBackend), "its task says so"
+        return served.backend
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
@@ -256,6 +268,8 @@ class Gateway:
             return None
         served = self._served.get(key)
         if served is not None and served.state.address == state.address:
+            if isinstance(served.backend, TextBackend):
+                served.backend.move(state)
             return Served(state, served.backend)
         try:
             return Served(state, await self._connect(state))
@@ -267,10 +281,7 @@ class Gateway:
         if state.spec is None:
             raise _unavailable(state)
         if _is_text(state):
-            from ds_serve.gateway.text import TextBackend  # noqa: PLC0415
-
-            where = state.upstream.url.removeprefix("unix:") if state.upstream else state.address
-            return TextBackend(state.spec, where)
+            return text_backend(state)
         if _is_ensemble(state):
             return EnsembleBackend(state.spec, self.backend)
         kind = WholeBackend if state.spec.engine == PYTHON else TensorBackend

@@ -28,6 +28,7 @@ class InferRequest(msgspec.Struct, gc=False):
     `arrived` and `deadline` are in seconds of the monotonic clock. `block` holds the inputs' bytes
     where they were received into memory that the worker reads. `schedule` is None where the client
     says nothing about it; requests of different `partition` share no cached answers and sequences.
+    `rank` is the class of the caller's key, in which lower is earlier; text models know it.
     """
 
     model: str
@@ -42,6 +43,7 @@ class InferRequest(msgspec.Struct, gc=False):
     trace: Trace | None = None
     schedule: Schedule | None = None
     partition: str = ""
+    rank: int = 0
 
 
 class InferReply(msgspec.Struct, gc=False):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
-import aiohttp
 import numpy as np
 import orjson
 
@@ -17,7 +16,6 @@ from ds_engines.errors import (
     DeadlineExceeded,
     EngineFailure,
     InvalidRequest,
-    Lost,
     NotFound,
     RateLimited,
     ServeError,
@@ -27,8 +25,11 @@ from ds_engines.errors import (
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway import text_statistics
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
+from ds_serve.gateway.text_body import read_json
+from ds_serve.gateway.text_hop import Reply
+from ds_serve.gateway.text_way import Ask, Way, WorkerWay
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Statistics, Tensor
+from ds_serve.transport.messages import ModelState, Statistics, Tensor
 
 ELSEWHERE: Mapping[str, str] = {
     "model": "the request names its model itself",
@@ -57,58 +58,24 @@ FAULTS: Mapping[int, type[ServeError]] = {
 
 
 class TextBackend:
-    """Connections to one text worker's socket."""
+    """A text model. Its OpenAI requests go the `way` as they are, tensors become completions."""
 
-    def __init__(self, spec: ModelSpec, address: str) -> None:
+    def __init__(self, spec: ModelSpec, way: Way) -> None:
         self.spec = spec
+        self.way = way
         self.held = 0
-        self._reason: ServeError | None = None
-        self._in_flight: set[asyncio.Task[Any]] = set()
-        self._closing: asyncio.Future[None] | None = None
-        self._session = aiohttp.ClientSession(
-            "http://worker",
-            connector=aiohttp.UnixConnector(address, limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        )
-
-    @asynccontextmanager
-    async def forward(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The worker's answer as it arrives. Raises Unavailable where the worker is lost."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._in_flight.add(task)
-        try:
-            async with self._session.request(method, path, data=body, headers=headers) as answer:
-                yield answer
-        except asyncio.CancelledError:
-            if self._reason is None:
-                raise
-            task.uncancel()
-            raise self._reason from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise self._reason or Lost(
-                f"model {self.spec.name!r} lost this request: its worker went away"
-            ) from error
-        finally:
-            self._in_flight.discard(task)
 
     async def submit(self, request: InferRequest) -> AsyncGenerator[InferReply, None]:
         check(self.spec, request)
         end_by_timeout(request)
         body = _completion(self.spec.name, request)
-        headers = {
-            "content-type": "application/json",
-            "x-request-timeout": f"{max(0.001, request.deadline - time.monotonic()):.3f}",
-        }
+        seconds = max(0.001, request.deadline - time.monotonic())
+        headers = {"content-type": "application/json", "x-request-timeout": f"{seconds:.3f}"}
         trace = request.trace
         if trace is not None:
             headers |= trace.passed_on()
             trace.mark("REQUEST_START")
-        async with self.forward("POST", "/v1/completions", orjson.dumps(body), headers) as answer:
+        async with self.way.forward(_asked(request, body, headers, seconds)) as answer:
             if answer.status != 200:
                 raise await _fault(answer)
             if not body["stream"]:
@@ -121,6 +88,11 @@ class TextBackend:
                 if trace is not None:
                     trace.told(self.spec, request.id, final=done)
                 yield _reply(self.spec, request, text, final=done)
+
+    def move(self, state: ModelState) -> None:
+        """The supervisor names the model's workers anew."""
+        if state.upstream is None and isinstance(self.way, WorkerWay):
+            self.way.move(state.replicas or (state.address,))
 
     def room(self, size: int, before: int) -> Block | None:
         return None
@@ -155,19 +127,39 @@ class TextBackend:
 
     @property
     def in_flight(self) -> int:
-        return len(self._in_flight) + self.held
+        return self.way.in_flight + self.held
 
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
-        self._reason = reason
-        # The library would leave whoever reads from a connection that it closes waiting for ever.
-        for task in self._in_flight:
-            task.cancel()
-        connector = self._session.connector
-        if connector is not None:
-            # Connections are closed at once; what is left is to wait until they are gone.
-            self._closing = asyncio.ensure_future(connector.close())
-        self._session.detach()
+        self.way.close(reason)
+
+
+def text_backend(state: ModelState) -> TextBackend:
+    """The backend for what the supervisor says of a text model that is ready."""
+    assert state.spec is not None, "it is ready"
+    where = state.upstream.url.removeprefix("unix:") if state.upstream else state.address
+    return TextBackend(state.spec, WorkerWay(state.spec.name, state.spec.engine, [where]))
+
+
+def _asked(
+    request: InferRequest, body: dict[str, Any], headers: dict[str, str], seconds: float
+) -> Ask:
+    path, data = "/v1/completions", orjson.dumps(body)
+    return Ask(
+        "POST",
+        path,
+        data,
+        headers,
+        seconds,
+        read_json(path, data),
+        key=request.partition,
+        priority=max(request.rank, _rank(request)),
+    )
+
+
+def _rank(request: InferRequest) -> int:
+    """KServe's priority 1 is the highest, and 0 says none."""
+    return max(0, request.schedule.priority - 1) if request.schedule is not None else 0
 
 
 def _completion(model: str, request: InferRequest) -> dict[str, Any]:
@@ -217,19 +209,22 @@ def _value(tensor: Tensor) -> Any:
     return datatypes.to_array(tensor.datatype, tensor.shape, tensor.data, tensor.name).item()
 
 
-async def _deltas(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, bool]]:
+async def _deltas(answer: Reply) -> AsyncIterator[tuple[str, bool]]:
     """Pieces of text out of server-sent events; the last is marked."""
-    async for line in answer.content:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return
-        event = orjson.loads(data)
-        if "error" in event:
-            raise EngineFailure(str(event["error"].get("message", event["error"])))
-        for choice in event["choices"]:
-            yield choice["text"], choice.get("finish_reason") is not None
+    held = b""
+    async for piece in answer.pieces():
+        *lines, held = (held + piece).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            event = orjson.loads(data)
+            if "error" in event:
+                raise EngineFailure(str(event["error"].get("message", event["error"])))
+            for choice in event["choices"]:
+                yield choice["text"], choice.get("finish_reason") is not None
 
 
 def _reply(spec: ModelSpec, request: InferRequest, text: str, *, final: bool) -> InferReply:
@@ -238,12 +233,12 @@ def _reply(spec: ModelSpec, request: InferRequest, text: str, *, final: bool) ->
     return InferReply(spec.name, spec.version, request.id, [output], final)
 
 
-async def _fault(answer: aiohttp.ClientResponse) -> ServeError:
+async def _fault(answer: Reply) -> ServeError:
     body = await answer.read()
     try:
         message = str(orjson.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = body.decode(errors="replace")[:500]
-    retry = answer.headers.get("Retry-After")
+    retry = answer.headers.get("retry-after")
     kind = FAULTS.get(answer.status, EngineFailure)
     return kind(message, retry_after=float(retry) if retry and retry.isdigit() else None)

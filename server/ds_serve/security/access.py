@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from ds_serve.gateway.text_body import UNVERSIONED
 from ds_serve.security.guard import Kind
 
 
@@ -60,6 +61,7 @@ _PATHS: list[tuple[str, Kind | None]] = [
     (_REPOSITORY + r"/index", Kind.READ),
     (r"/v2/(?:system|cuda)sharedmemory/.*", Kind.MEMORY),
     (r"/v1/models/(?P<model>.+)", Kind.READ),
+    (r"/v1/(?:load|unload)_lora_adapter", Kind.ADMIN),
 ]
 """The first that fits the whole path counts."""
 
@@ -75,13 +77,13 @@ def of_rpc(name: str, request: Any) -> Access:
 
 def of_http(method: str, path: str, open_metrics: bool = False) -> Access:
     """Of a request. `path` is without escapes, as the router sees it. The calls below /v1/ that
-    have a body name their model there.
+    have a body name their model there; others there are about what a model, or a client, has made.
     """
     if path == "/metrics" and open_metrics:
         return OPEN
     for pattern, kind in _COMPILED:
         if match := pattern.fullmatch(path):
             return Access(kind, match.groupdict().get("model") or "")
-    if path.startswith("/v1/") and method == "POST":
+    if method in ("POST", "DELETE") and (path.startswith("/v1/") or path in UNVERSIONED):
         return Access(Kind.INFER)
     return Access(Kind.READ if method in _READING else Kind.ADMIN)

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 CALLER = "ds_serve.caller"
 AUTHORIZATION = b"authorization"
+API_KEY = b"x-api-key"
 
 
 class Guarded:
@@ -43,8 +44,16 @@ class Guarded:
         access = of_http(scope["method"], scope["path"], self._open_metrics)
         if access.kind is None:
             return self._guard.stranger
-        given = next((value for name, value in scope["headers"] if name == AUTHORIZATION), None)
-        return self._guard.check(given, access.model, access.kind)
+        return self._guard.check(_given(scope), access.model, access.kind)
+
+
+def _given(scope: Scope) -> bytes | None:
+    """The header with the key; Anthropic's clients have another for it."""
+    headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+    given = headers.get(AUTHORIZATION)
+    if given is None and API_KEY in headers and errors.is_anthropic(scope["path"]):
+        return b"Bearer " + headers[API_KEY]
+    return given
 
 
 def caller_of(scope: Scope) -> Caller:
@@ -54,7 +63,7 @@ def caller_of(scope: Scope) -> Caller:
 
 
 def _refused(scope: Scope, error: ServeError) -> Answer:
-    answer = (errors.openai if scope["path"].startswith("/v1/") else errors.kserve)(error)
+    answer = errors.for_path(scope["path"])(error)
     if isinstance(error, Unauthenticated):
         answer.headers.append((b"connection", b"close"))  # nobody reads what a stranger sends
     metrics.gateway_responses.labels("http", str(answer.status)).inc()

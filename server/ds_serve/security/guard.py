@@ -49,6 +49,11 @@ class Caller:
         self._ledger = ledger
         self._slot = slot
 
+    @property
+    def priority(self) -> int:
+        """The class of its text requests; lower is earlier."""
+        return 0 if self._key is None else self._key.priority
+
     def allows(self, model: str) -> bool:
         """Whether a list may show the model."""
         return self._key is None or self._key.allows(model)

@@ -8,6 +8,7 @@
     concurrency = 8                # under way at one time; without: any number
     admin = false                  # may load and unload models and change settings
     shared_memory = false          # may have tensors read from, and put into, shared memory
+    priority = 0                   # of its texts; higher waits longer
 
 or the same as JSON. Keys are random and long, so that one round of SHA-256 protects them: there is
 nothing to guess from.
@@ -111,6 +112,7 @@ def _made(name: str, fields: Mapping[str, Any], rate: float) -> Key:
         concurrency=fields.get("concurrency", 0),
         admin=fields.get("admin", False),
         shared_memory=fields.get("shared_memory", False),
+        priority=fields.get("priority", 0),
     )
 
 
@@ -130,6 +132,10 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -142,4 +148,5 @@ _CHECKS = {
     "concurrency": (_is_count, "a whole number above 0"),
     "admin": (_is_flag, "true or false"),
     "shared_memory": (_is_flag, "true or false"),
+    "priority": (_is_rank, "a whole number, 0 or above"),
 }

@@ -28,6 +28,7 @@ class Key:
     concurrency: int = 0
     admin: bool = False
     shared_memory: bool = False
+    priority: int = 0
 
     def allows(self, model: str) -> bool:
         return self.models == _ALL or any(fnmatchcase(model, each) for each in self.models)

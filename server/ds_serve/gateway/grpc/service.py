@@ -127,6 +127,7 @@ class InferenceService(Management):
             typed, wanted = codec.decode(request, seconds, regions=regions)
             typed.trace = trace
             typed.partition = caller.name
+            typed.rank = caller.priority
             empty_too = codec.wants_empty_final(request)
             async for reply in self.gateway.submit(typed):
                 if reply.final and not (reply.outputs or reply.parameters or empty_too):
@@ -206,6 +207,7 @@ class _Call:
             typed, wanted = codec.decode(request, seconds, raw, regions)
             typed.trace = self._trace
             typed.partition = caller.name
+            typed.rank = caller.priority
             self._places = wanted.places
             answer: InferDone = self._answer
             if wanted.classes:

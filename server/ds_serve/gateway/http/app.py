@@ -5,8 +5,9 @@ from __future__ import annotations
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
-from ds_serve.gateway.http import generate, rest
+from ds_serve.gateway.http import errors, generate, openai, rest
 from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
+from ds_serve.gateway.http.anthropic import AnthropicRoutes
 from ds_serve.gateway.http.infer import PATH, InferRoute
 from ds_serve.gateway.http.openai import OpenAIRoutes
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
@@ -21,22 +22,24 @@ class Application:
         self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
         self.infer = InferRoute(gateway, budget, self._ids, self._in_flight, guard)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
+        self._anthropic = AnthropicRoutes(gateway, budget, self._ids)
         self._generate = generate.GenerateRoute(gateway, budget, self._ids)
         self._rest = rest.build(gateway, budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self._seldom(scope, receive, send)
             return
         path: str = scope["path"]
-        if PATH.fullmatch(path):
+        if scope["method"] == "POST" and PATH.fullmatch(path):
             await self.infer(scope, receive, send)
             return
         self._in_flight.add(1)
         try:
-            if path.startswith("/v1/"):
-                await self._openai(scope, receive, send)
-            elif generate.PATH.fullmatch(path):
+            if openai.takes(scope["method"], path):
+                routes = self._anthropic if errors.is_anthropic(path) else self._openai
+                await routes(scope, receive, send)
+            elif scope["method"] == "POST" and generate.PATH.fullmatch(path):
                 await self._generate(scope, receive, send)
             else:
                 await self._seldom(scope, receive, send)

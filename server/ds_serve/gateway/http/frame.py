@@ -90,16 +90,18 @@ class Out:
     """The client's side of one answer: started or not, whole or broken off.
 
     `status` is that of the answer, or of the error that ended it. `has_events` must be right before
-    the answer starts. `trace`: of the request, where its turn has come.
+    the answer starts; `error_event` is how an event with an error begins. `trace`: of the request,
+    where its turn has come.
     """
 
     def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
         self.request_id = request_id
         self.status = 200
         self.has_events = False
+        self.error_event = b"data: "
         self.trace: Trace | None = None
         self._send = send
-        self._started = False
+        self.started = False
         self._extra = [(HEADER, request_id)]
         if closing:
             self._extra.append((b"connection", b"close"))
@@ -110,14 +112,14 @@ class Out:
 
     async def start(self, status: int, headers: Headers) -> None:
         """Nothing happens the second time."""
-        if self._started:
+        if self.started:
             return
         self._begin(status)
         headers = headers + self._extra
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _begin(self, status: int) -> None:
-        self._started = True
+        self.started = True
         self.status = status
         if self.trace is not None:
             self.trace.mark("HTTP_SEND_START")
@@ -132,12 +134,12 @@ class Out:
         """The error as an answer, or as the last event of a stream that has begun. Any other
         answer breaks off, and its connection closes: the one sign that is left.
         """
-        if not self._started:
+        if not self.started:
             await self.whole(answer)
             return
         self.status = answer.status
         if self.has_events:
-            await self.end(event(b"".join(answer.chunks)))
+            await self.end(self.error_event + b"".join(answer.chunks) + EVENT_END)
 
 
 def event(data: bytes) -> bytes:

@@ -35,6 +35,7 @@ class GenerateRoute(Framed):
         as_events = match[3] == "generate_stream"
         request = generate_codec.decode(spec, body, seconds, stream=as_events)
         request.partition = caller_of(scope).name
+        request.rank = caller_of(scope).priority
         request.trace = out.trace
         if as_events:
             await self._stream(request, out)

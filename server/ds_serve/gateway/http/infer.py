@@ -153,6 +153,7 @@ class Call:
             )
             request.trace = self._trace
             request.partition = self._caller.name
+            request.rank = self._caller.priority
             request.block = self._block
             answer: Done = self._answer
             if self._wanted.classes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,14 +11,11 @@ from fastapi.responses import JSONResponse
 from ds_engines.errors import InvalidRequest, NotFound, ServeError
 from ds_serve import __version__, metrics
 from ds_serve.gateway.budget import Budget
-from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import compression, control, docs_page, errors, kserve
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.security.asgi import caller_of
 from ds_serve.security.guard import Caller
-from ds_serve.transport.messages import ModelState
-
-STARTED = int(time.time())
 
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -121,31 +117,18 @@ def _ready(gateway: Gateway, caller: Caller) -> JSONResponse:
 def _openai(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", tags=["openai"])
     async def models(request: Request) -> dict[str, Any]:
-        """The text models that answer."""
+        """The text models that answer, and their adapters."""
         allows = caller_of(request.scope).allows
-        texts = [state for state in _texts(gateway) if allows(state.name)]
-        return {"object": "list", "data": [_card(state) for state in texts]}
+        return {"object": "list", "data": await gateway.names.cards(allows)}
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
     async def model(model: str) -> Any:
         """One of them."""
-        for state in _texts(gateway):
-            if state.name == model:
-                return _card(state)
+        card = await gateway.names.card(model)
+        if card is not None:
+            return card
         error = NotFound(f"there is no text model {model!r}")
         return _response(errors.openai(error, "model", "model_not_found"))
-
-
-def _texts(gateway: Gateway) -> list[ModelState]:
-    return [
-        state
-        for state in gateway.states()
-        if state.state == READY and state.spec is not None and state.spec.task == "text"
-    ]
-
-
-def _card(state: ModelState) -> dict[str, Any]:
-    return {"id": state.name, "object": "model", "created": STARTED, "owned_by": "ds-serve"}
 
 
 def _response(answer: Answer) -> Response:
@@ -155,8 +138,7 @@ def _response(answer: Answer) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError)
-    shape = errors.openai if request.url.path.startswith("/v1/") else errors.kserve
-    return _response(shape(error))
+    return _response(errors.for_path(request.url.path)(error))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
