@@ -15,9 +15,12 @@ ALWAYS = ("ds-serve", "numpy", "onnx", "onnxruntime")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "quantize": ("onnx-ir", "onnxscript"),
     "quantize-torch": ("torch", "nvidia-modelopt", "torch-pruning", "torchao", "onnxscript"),
-    "quantize-llm": ("torch", "transformers", "compressed-tensors", "llmcompressor", "nncf"),
+    "quantize-llm": (
+        "torch", "transformers", "compressed-tensors", "llmcompressor", "nncf", "openvino",
+        "openvino-tokenizers",
+    ),
     "tensorrt": ("tensorrt", "tensorrt-rtx-cu13-bindings"),
-}
+}  # fmt: skip
 """Extra of ds-serve to the distributions that its methods compute with."""
 
 _PACKAGE = Path(__file__).parent
