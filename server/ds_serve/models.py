@@ -340,8 +340,8 @@ def _no_model_in(folder: Path) -> str:
     inside = sorted(path.name for path in folder.iterdir())
     if text_models.CONFIG in inside:
         return (
-            f"{folder} looks like a Hugging Face folder, but its {text_models.CONFIG} names neither "
-            "architectures nor a model_type"
+            f"{folder} looks like a Hugging Face folder, but its {text_models.CONFIG} names "
+            "neither architectures nor a model_type"
         )
     models = [name for name in inside if (folder / name).is_dir() and _holds_model(folder / name)]
     if models:

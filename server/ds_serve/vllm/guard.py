@@ -142,8 +142,8 @@ class Guard:
         if fact := told.fact(line.text):
             log.info("model %s: %s", self._name, fact)
         # What it says while it is well is for who looks for a fault.
-        log.log(_LEVELS.get(line.level, logging.DEBUG), "vllm: %s", line.text)
-        if line.level == "ERROR" and self._started:
+        log.log(_importance(line), "vllm: %s", line.text)
+        if self._started and told.is_fatal(line.text):
             self._write(self._why())
 
     def _say(self, step: str) -> None:
@@ -182,6 +182,12 @@ class Guard:
     def _write(self, found: told.Failure) -> None:
         if self._failure is not None:
             self._failure.write_text(found.reason)
+
+
+def _importance(line: told.Line) -> int:
+    """Of a traceback, which comes line by line, the error itself stands at the end."""
+    inside = line.text.startswith((" ", "Traceback"))
+    return logging.DEBUG if inside else _LEVELS.get(line.level, logging.DEBUG)
 
 
 def _passed(environment: Mapping[str, str]) -> dict[str, str]:

@@ -97,7 +97,11 @@ _OFFLINE = re.compile(
 )
 _GATED = re.compile(r"(GatedRepoError|Cannot access gated repo|401 Client Error)")
 _VALUE = re.compile(r"Value error, (.*?)(?: \[type=|$)")
-_EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))\b:? ?(.*)")
+_EXCEPTION = re.compile(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception))\b: (.+)")
+_DIED = re.compile(
+    r"(?:Worker proc|Engine core proc(?:ess)?) (\S+) died unexpectedly(?: \(exit code: (-?\d+)\))?"
+)
+_ENGINE_DEAD = re.compile(r"EngineDeadError|EngineCore encountered an issue")
 _GENERIC = re.compile(
     r"Engine core initialization failed|See root cause above|EngineDeadError|EngineCore encountered"
     r"|WorkerProc initialization failed|cancelled|Executor failed"
@@ -106,10 +110,15 @@ _GENERIC = re.compile(
 
 def failure(lines: Sequence[str]) -> Failure | None:
     """Why it failed, by its last lines as `read` gives them; None where they do not tell."""
-    for look in (_memory, _usage, _model):
+    for look in (_memory, _usage, _model, _root_cause, _death):
         if found := look(lines):
             return found
-    return _root_cause(lines)
+    return None
+
+
+def is_fatal(text: str) -> bool:
+    """Whether a line says that the engine is gone, so that its reason is to be kept."""
+    return any(each.search(text) for each in (_OUT_OF_MEMORY, _DIED, _ENGINE_DEAD))
 
 
 def _first(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str] | None:
@@ -165,11 +174,21 @@ def _root_cause(lines: Sequence[str]) -> Failure | None:
     """The first exception that is no mere consequence of another."""
     if found := _first(_VALUE, lines):
         return Failure(_short(found[1]), True)
-    exceptions = [found for line in lines if (found := _EXCEPTION.match(line)) and found[2]]
-    causes = [found for found in exceptions if not _GENERIC.search(found[0])]
-    if not (chosen := next(iter(causes or exceptions), None)):
+    exceptions = [found for line in lines if (found := _EXCEPTION.match(line))]
+    chosen = next((found for found in exceptions if not _GENERIC.search(found[0])), None)
+    if chosen is None:
         return None
     return Failure(_short(f"{chosen[1]}: {chosen[2]}"), chosen[1] in ("ValueError", "KeyError"))
+
+
+def _death(lines: Sequence[str]) -> Failure | None:
+    if found := _first(_DIED, lines):
+        how = f" with exit code {found[2]}" if found[2] else ""
+        hint = ": perhaps the kernel killed it for want of memory" if found[2] == "-9" else ""
+        return Failure(f"vLLM's process {found[1]} died{how}{hint}", False)
+    if _first(_ENGINE_DEAD, lines):
+        return Failure("vLLM's engine died without a word", False)
+    return None
 
 
 def _short(text: str) -> str:

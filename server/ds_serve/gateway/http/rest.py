@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from ds_engines.errors import InvalidRequest, NotFound, ServeError
 from ds_serve import __version__, metrics
+from ds_serve.gateway import worker_metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import compression, control, docs_page, errors, kserve
@@ -101,7 +102,9 @@ def _metrics(app: FastAPI, gateway: Gateway) -> None:
         """All processes' metrics in Prometheus text form."""
         metrics.tell_all()
         await gateway.tell_metrics()
-        answer = Answer(200, [metrics.render()], [(b"content-type", PROMETHEUS)])
+        pages = await worker_metrics.pages(gateway.states())
+        text = worker_metrics.merged(metrics.render(), pages)
+        answer = Answer(200, [text], [(b"content-type", PROMETHEUS)])
         coding = compression.accepted(dict(request.scope["headers"]))
         return _response(compression.packed(answer, coding) if coding else answer)
 
