@@ -43,6 +43,7 @@ class Predictor:
 
 if __name__ == "__main__":
     ray.init(
+        address="local",
         num_cpus=SETUP["cores"],
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
