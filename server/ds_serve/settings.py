@@ -91,6 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_request_bytes=self.max_request_bytes,
             max_bytes_in_flight=self.max_bytes_in_flight,
             max_connections=self.max_connections,
+            max_tokens_in_flight=self.max_tokens_in_flight,
+            max_text_queue=self.max_text_queue,
+            fallbacks={pair.partition("=")[0]: pair.partition("=")[2] for pair in self.fallback},
         )
 
     @property

@@ -50,6 +50,7 @@ class Names:
     def forget(self) -> None:
         """An adapter came or went: ask again at once."""
         self._learnt = -LEARN_EVERY
+        self._adapters = {}
 
     async def cards(self, allows: Callable[[str], bool]) -> list[Card]:
         """What /v1/models lists: each model that is ready, and after it its adapters."""
