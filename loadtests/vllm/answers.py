@@ -16,9 +16,10 @@ CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in
 SCHEMA = {
     "type": "object",
     "properties": {
-        "city": {"type": "string"},
-        "country": {"type": "string"},
-        "population": {"type": "integer"},
+        "city": {"type": "string", "maxLength": 20},
+        "country": {"type": "string", "maxLength": 20},
+        # A small model might never end a number.
+        "population": {"type": "integer", "minimum": 0, "maximum": 99_999_999},
     },
     "required": ["city", "country", "population"],
     "additionalProperties": False,
@@ -28,9 +29,10 @@ TOOL = {
     "function": {
         "name": "get_weather",
         "description": "The weather in a city.",
+        "strict": True,
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}},
+            "properties": {"city": {"type": "string", "maxLength": 30}},
             "required": ["city"],
             "additionalProperties": False,
         },
@@ -113,7 +115,10 @@ def json_schema(server: Running) -> str:
     shape = {"name": "city", "schema": SCHEMA, "strict": True}
     asked = [{"role": "user", "content": "Tell me of Paris as JSON."}]
     text = _chat(
-        server, messages=asked, response_format={"type": "json_schema", "json_schema": shape}
+        server,
+        messages=asked,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": shape},
     )["message"]["content"]
     found = json.loads(text)
     _require(set(found) == set(SCHEMA["required"]) and isinstance(found["population"], int), found)

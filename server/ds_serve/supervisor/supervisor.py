@@ -12,6 +12,7 @@ from pathlib import Path
 from ds_engines.errors import LoadError
 from ds_serve import logs
 from ds_serve.gateway.config import GatewayConfig
+from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
 from ds_serve.repository import admission
 from ds_serve.repository.library import Library
@@ -27,9 +28,7 @@ from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
 from ds_serve.supervisor.upstream import UpstreamKeeper
 from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
-from ds_serve.text_models import VLLM
 from ds_serve.transport.messages import ModelState, Tuning
-from ds_serve.vllm.guard import Job
 from ds_serve.worker.config import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -148,7 +147,11 @@ class Supervisor:
         threads = cpus.share(cpus.available(), self._fleet.size)
         hang = self.settings.hang_timeout
         if source.task == "text":
-            return self._hire_text(source, folder, threads, changed)
+            # Their HTTP client takes long to import, so only servers that have text models do.
+            from ds_serve.supervisor.texts import Hiring  # noqa: PLC0415
+
+            hiring = Hiring(self.settings, source, folder, threads, self._log_settings)
+            return hiring.hire(changed)
 
         def configure(identity: str, socket: Path) -> WorkerConfig:
             return launch.worker_config(
@@ -166,26 +169,8 @@ class Supervisor:
             gateways=self._gateways,
         )  # fmt: skip
 
-    def _hire_text(
-        self, source: ModelSource, folder: Path, threads: int, changed: Changed
-    ) -> Keeper:
-        # Their HTTP client takes long to import, so only servers that have text models do.
-        from ds_serve.supervisor.text_worker import TextWorkerKeeper  # noqa: PLC0415
-        from ds_serve.supervisor.vllm_worker import VllmKeeper  # noqa: PLC0415
-
-        spec, hang = launch.text_spec(source), self.settings.hang_timeout
-        if source.engine == VLLM:
-
-            def job(socket: Path, progress: Path) -> Job:
-                logs = self._tunables.logs
-                return launch.vllm_job(self.settings, source, 0, logs, socket, progress)
-
-            return VllmKeeper(spec, job, folder, hang, changed)
-
-        def command(socket: Path) -> list[str]:
-            return launch.text_command(self.settings, source, threads, self._tunables.logs, socket)
-
-        return TextWorkerKeeper(spec, command, folder, hang, changed)
+    def _log_settings(self) -> LogSettings:
+        return self._tunables.logs
 
     def _gateway_config(self, identity: str) -> GatewayConfig:
         return launch.gateway_config(
