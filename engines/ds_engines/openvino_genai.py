@@ -1,4 +1,4 @@
-"""Text generation on a CPU: OpenVINO GenAI's continuous batching over a GGUF file.
+"""Text generation on a CPU: OpenVINO GenAI's continuous batching.
 
 The engine is synchronous and single-threaded. Its owner calls `add` and `cancel` between steps
 and `step` for as long as there is work; each step moves every running sequence on by a token,
@@ -7,63 +7,31 @@ or by a piece of its prompt.
 
 from __future__ import annotations
 
-import collections
+import bisect
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from ds_engines.errors import ConfigError, EngineFailure, InvalidRequest, LoadError
-from ds_engines.gguf import GgufInfo, read_metadata
-from ds_engines.openvino_schema import SchemaChecker, reason
+from ds_engines.errors import ConfigError, EngineFailure, InvalidRequest
+from ds_engines.openvino_constraints import ConstraintChecker, reason
+from ds_engines.openvino_lora import Adapters
+from ds_engines.openvino_model import ModelInfo, check_artifact
+from ds_engines.openvino_sampling import (
+    Sampling,
+    TextConfig,
+    generation_config,
+    openvino,
+    pipeline,
+)
 
 Finish = Literal["", "stop", "length", "error"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-TOKENIZERS = ("gpt2",)
 # The cache's block on a CPU, in tokens; the library has no setting for it.
 BLOCK = 32
 DEFAULT_CACHE_MB = 1024
 SMALL_CACHE_MB = 256
-# Tokens that end a turn in chat models whose file names only one end token.
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<|eom_id|>", "</s>")
-
-
-class TextConfig(msgspec.Struct, frozen=True):
-    """How to load and run one GGUF file. A 0 leaves the choice to the engine.
-
-    `cache_mb` bounds the memory of the KV cache; `max_seqs` the sequences in one batch.
-    """
-
-    artifact: Path
-    threads: int = 0
-    max_seq_len: int = 0
-    max_seqs: int = 64
-    cache_mb: int = 0
-    memory_efficient: bool = False
-
-
-class Sampling(msgspec.Struct, frozen=True):
-    """How to choose tokens. `temperature` 0 is greedy, `top_k` 0 is off.
-
-    `schema` is a JSON schema that the whole answer is made to match.
-    """
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logprobs: bool = False
-    ignore_eos: bool = False
-    min_tokens: int = 0
-    schema: str | None = None
 
 
 class Delta(msgspec.Struct, array_like=True):
@@ -104,7 +72,7 @@ class _Sequence:
 
 
 class TextEngine:
-    """One GGUF model and its KV cache.
+    """One model and its KV cache.
 
     `max_seq_len` is the most tokens that prompt and answer may have together: the model's
     context, the configured bound or what the cache holds, whichever is least. Raises LoadError
@@ -116,18 +84,21 @@ class TextEngine:
         self.blocks = _cache_blocks(config, info)
         self.max_seq_len = _max_seq_len(config, info, self.blocks * BLOCK)
         self.max_seqs = config.max_seqs
-        self._stops = _stop_tokens(info)
-        self._waiting: collections.deque[_Sequence] = collections.deque()
+        self._stops = info.stops
+        self._waiting: list[_Sequence] = []
         self._running: dict[int, _Sequence] = {}
         self._numbers = 0
-        self._pipeline = _pipeline(config, self.blocks)
-        self._vocabulary = len(info.vocabulary)
-        self._checker: SchemaChecker | None = None
+        self._adapters = Adapters(info, config.lora) if config.lora else None
+        everything = self._adapters.all() if self._adapters is not None else None
+        self._pipeline = pipeline(config, self.blocks, everything)
+        self._adapter: str | None = None if self._adapters is not None else ""
+        self._vocabulary = info.vocabulary
+        self._checker: ConstraintChecker | None = None
 
     def add(self, number: int, prompt: list[int], sampling: Sampling) -> None:
         """Queue a prompt of token ids under `number`, which no other live request may have.
 
-        Raises InvalidRequest for a prompt that does not fit and a schema that cannot be used.
+        Raises InvalidRequest for a prompt that does not fit and a constraint that cannot be met.
         """
         total = len(prompt) + sampling.max_tokens
         if not prompt or total > self.max_seq_len:
@@ -135,10 +106,11 @@ class TextEngine:
                 f"a prompt of {len(prompt)} tokens with max_tokens {sampling.max_tokens} does "
                 f"not fit the context of {self.max_seq_len} tokens"
             )
-        if sampling.schema is not None:
-            schema = self._schemas().check(sampling.schema)
-            sampling = msgspec.structs.replace(sampling, schema=schema)
-        self._waiting.append(_Sequence(number, prompt, sampling))
+        if sampling.constraint is not None:
+            constraint = self._constraints().check(sampling.constraint)
+            sampling = msgspec.structs.replace(sampling, constraint=constraint)
+        sequence = _Sequence(number, prompt, sampling)
+        bisect.insort(self._waiting, sequence, key=lambda each: each.sampling.priority)
 
     def cancel(self, number: int) -> None:
         """Drop a request; the next step frees its cache. Unknown numbers are ignored."""
@@ -146,8 +118,7 @@ class TextEngine:
         if sequence is not None:
             sequence.handle.cancel()
             return
-        kept = [waiting for waiting in self._waiting if waiting.id != number]
-        self._waiting = collections.deque(kept)
+        self._waiting = [waiting for waiting in self._waiting if waiting.id != number]
 
     @property
     def busy(self) -> bool:
@@ -196,9 +167,10 @@ class TextEngine:
         self._checker = None
         self._pipeline = None
 
-    def _schemas(self) -> SchemaChecker:
+    def _constraints(self) -> ConstraintChecker:
         if self._checker is None:
-            self._checker = SchemaChecker(self._pipeline.get_tokenizer(), self._vocabulary)
+            tokenizer = self._pipeline.get_tokenizer()
+            self._checker = ConstraintChecker(tokenizer, self._vocabulary)
         return self._checker
 
     def _admit(self) -> list[Delta]:
@@ -213,7 +185,9 @@ class TextEngine:
             sequence = self._waiting[0]
             if self._running and reserved + sequence.reserve > self.blocks * BLOCK:
                 break
-            self._waiting.popleft()
+            if not self._adapt(sequence.sampling.lora):
+                break
+            self._waiting.pop(0)
             delta = self._start(sequence)
             if delta is not None:
                 refused.append(delta)
@@ -221,12 +195,27 @@ class TextEngine:
             reserved += sequence.reserve
         return refused
 
+    def _adapt(self, name: str) -> bool:
+        """Have the batch run under this adapter; False while another one's requests run."""
+        if self._adapters is None or name == self._adapter:
+            return True
+        if self._running:
+            return False
+        if self._pipeline.has_non_finished_requests():  # cancelled ones, which a step lets go
+            self._pipeline.step()
+        # Only a call that generates changes the adapter: one token of nothing.
+        config = generation_config(Sampling(max_tokens=1, temperature=0), self._stops)
+        config.adapters = self._adapters.one(name)
+        self._pipeline.generate([openvino().Tensor(np.ones((1, 1), dtype=np.int64))], [config])
+        self._adapter = name
+        return True
+
     def _start(self, sequence: _Sequence) -> Delta | None:
         # The library's numbers must be unsigned and fresh, also after a retry.
         self._numbers += 1
-        tensor = _openvino().Tensor(np.array([sequence.prompt], dtype=np.int64))
+        tensor = openvino().Tensor(np.array([sequence.prompt], dtype=np.int64))
         try:
-            config = _generation_config(sequence.sampling, self._stops)
+            config = generation_config(sequence.sampling, self._stops)
             sequence.handle = self._pipeline.add_request(self._numbers, tensor, config)
         except RuntimeError as error:
             return _failed(sequence, InvalidRequest(reason(error)))
@@ -253,7 +242,7 @@ class TextEngine:
         """The library gave up on a request for want of cache: try again, if nothing was said."""
         del self._running[sequence.id]
         if sequence.produced == 0:
-            self._waiting.appendleft(sequence)
+            self._waiting.insert(0, sequence)
             return None
         delta.finish = "error"
         delta.error = ("Unavailable", "the KV cache ran full; try again, or raise --cache-size-mb")
@@ -268,29 +257,7 @@ _FINISHES: dict[str, Finish] = {
 }
 
 
-def check_artifact(path: Path) -> GgufInfo:
-    """The metadata of a file that this engine can load; raises LoadError saying why it cannot."""
-    info = read_metadata(path)
-    if info.architecture not in ARCHITECTURES:
-        raise LoadError(
-            f"{path} has architecture {info.architecture!r}; the CPU engine runs "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    if info.tokenizer not in TOKENIZERS:
-        raise LoadError(
-            f"{path} has a tokenizer of kind {info.tokenizer!r}; the CPU engine reads "
-            f"{', '.join(TOKENIZERS)} (byte-level BPE)"
-        )
-    if not (info.layers and info.heads_kv and info.head_size):
-        raise LoadError(f"{path} does not say how many layers and attention heads it has")
-    if not info.vocabulary or len(info.vocabulary) != len(info.token_types):
-        raise LoadError(
-            f"{path} has {len(info.vocabulary)} tokens and {len(info.token_types)} token types"
-        )
-    return info
-
-
-def _block_bytes(info: GgufInfo) -> int:
+def _block_bytes(info: ModelInfo) -> int:
     """One block of an 8-bit KV cache over all layers.
 
     Keys are quantized by channel and values by token, each with a 4-byte scale and zero point,
@@ -300,7 +267,7 @@ def _block_bytes(info: GgufInfo) -> int:
     return info.layers * info.heads_kv * BLOCK * per_token
 
 
-def _cache_blocks(config: TextConfig, info: GgufInfo) -> int:
+def _cache_blocks(config: TextConfig, info: ModelInfo) -> int:
     default = SMALL_CACHE_MB if config.memory_efficient else DEFAULT_CACHE_MB
     megabytes = config.cache_mb or default
     blocks = (megabytes << 20) // max(_block_bytes(info), 1)
@@ -310,7 +277,7 @@ def _cache_blocks(config: TextConfig, info: GgufInfo) -> int:
     return blocks
 
 
-def _max_seq_len(config: TextConfig, info: GgufInfo, capacity: int) -> int:
+def _max_seq_len(config: TextConfig, info: ModelInfo, capacity: int) -> int:
     if config.max_seq_len > capacity:
         raise ConfigError(
             f"--max-seq-len {config.max_seq_len} does not fit the KV cache, which holds "
@@ -318,72 +285,6 @@ def _max_seq_len(config: TextConfig, info: GgufInfo, capacity: int) -> int:
         )
     bounds = (info.context_length, config.max_seq_len, capacity)
     return min(bound for bound in bounds if bound > 0)
-
-
-def _stop_tokens(info: GgufInfo) -> set[int]:
-    control = info.control_tokens()
-    stops = {control[token] for token in _END_TOKENS if token in control}
-    return stops if info.eos_token_id is None else stops | {info.eos_token_id}
-
-
-def _openvino() -> Any:
-    import openvino  # type: ignore[import-untyped] # noqa: PLC0415
-
-    return openvino
-
-
-def _genai() -> Any:
-    _openvino()
-    import openvino_genai  # type: ignore[import-untyped] # noqa: PLC0415
-
-    return openvino_genai
-
-
-def _pipeline(config: TextConfig, blocks: int) -> Any:
-    genai = _genai()
-    scheduler = genai.SchedulerConfig()
-    scheduler.num_kv_blocks = blocks
-    scheduler.enable_prefix_caching = True
-    scheduler.max_num_batched_tokens = max(256, config.max_seqs)
-    scheduler.max_num_seqs = config.max_seqs
-    properties: dict[str, Any] = {"KV_CACHE_PRECISION": "u8"}
-    if config.threads:
-        properties["INFERENCE_NUM_THREADS"] = config.threads
-        properties["sampler_num_threads"] = config.threads
-    try:
-        return genai.ContinuousBatchingPipeline(str(config.artifact), scheduler, "CPU", properties)
-    except Exception as error:  # the library's C++ errors arrive as many kinds
-        raise LoadError(f"OpenVINO cannot load {config.artifact}: {reason(error)}") from error
-
-
-def _generation_config(sampling: Sampling, stops: set[int]) -> Any:
-    genai = _genai()
-    config = genai.GenerationConfig()
-    config.apply_chat_template = False
-    config.max_new_tokens = sampling.max_tokens
-    config.min_new_tokens = sampling.min_tokens
-    config.ignore_eos = sampling.ignore_eos
-    config.stop_token_ids = stops
-    config.logprobs = int(sampling.logprobs)
-    config.frequency_penalty = sampling.frequency_penalty
-    config.presence_penalty = sampling.presence_penalty
-    config.repetition_penalty = sampling.repetition_penalty
-    if sampling.temperature > 0:
-        _sample(config, sampling)
-    if sampling.schema is not None:
-        structured = genai.StructuredOutputConfig(json_schema=sampling.schema)
-        config.structured_output_config = structured
-    return config
-
-
-def _sample(config: Any, sampling: Sampling) -> None:
-    config.do_sample = True
-    config.temperature = sampling.temperature
-    config.top_p = sampling.top_p
-    config.min_p = sampling.min_p
-    config.rng_seed = sampling.seed
-    if sampling.top_k:
-        config.top_k = sampling.top_k
 
 
 def _failed(sequence: _Sequence, error: InvalidRequest) -> Delta:

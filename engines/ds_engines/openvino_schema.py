@@ -1,16 +1,13 @@
-"""Whether a JSON schema can constrain generation, found out before the batch meets it.
+"""JSON schemas as the library's grammar compiler takes them.
 
-The library compiles a schema inside the step that first samples its request. One that does not
-compile leaves the whole pipeline unusable, and there is no call that only compiles. So a schema
-is first run through a second pipeline, which shares the tokenizer (and with it the compiler and
-its cache) but has a model of one layer and no weights: 0.1 s to build, milliseconds to ask.
+Some it reads wrongly, and some keywords it passes over: the first are spelled otherwise, the
+second refused. And the smallest model that can be loaded, to try constraints with.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,63 +35,6 @@ _REPEATS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems", "propertyNames")
-
-
-class SchemaChecker:
-    """Compiles schemas against `tokenizer`, whose model has `vocabulary` output tokens."""
-
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
-        import openvino_genai  # type: ignore[import-untyped] # noqa: PLC0415
-
-        self._genai = openvino_genai
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.num_kv_blocks = 4
-        with tempfile.TemporaryDirectory(prefix="ds-serve-") as folder:
-            path = Path(folder, "empty.gguf")
-            write_empty_model(path, vocabulary)
-            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-                str(path), tokenizer, scheduler, "CPU"
-            )
-        self._numbers = 0
-
-    def check(self, schema: str) -> str:
-        """The schema as the library must be given it.
-
-        Raises InvalidRequest where it cannot be enforced, saying what is wrong.
-        """
-        schema = prepare_schema(schema)
-        self._try(schema)
-        return schema
-
-    def _try(self, schema: str) -> None:
-        self._numbers += 1
-        handle = self._add(schema)
-        try:
-            self._pipeline.step()
-        except RuntimeError as error:
-            raise InvalidRequest(f"the JSON schema cannot be used: {reason(error)}") from error
-        finally:
-            handle.cancel()
-            self._pipeline.step()
-
-    def _add(self, schema: str) -> Any:
-        import openvino  # type: ignore[import-untyped] # noqa: PLC0415
-
-        config = self._genai.GenerationConfig()
-        config.max_new_tokens = 1
-        config.apply_chat_template = False
-        config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
-        prompt = openvino.Tensor(np.ones((1, 1), dtype=np.int64))
-        return self._pipeline.add_request(self._numbers, prompt, config)
-
-
-def reason(error: Exception) -> str:
-    """The last line that says something: the library puts its own source's place before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    if ".cc:" in last:
-        last = last.rpartition(".cc:")[2].lstrip("0123456789: ")
-    return last.rpartition(" is false: ")[2]
 
 
 def prepare_schema(schema: str) -> str:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ds_engines.errors import ConfigError, InvalidRequest
-from ds_engines.openvino_genai import Delta, Sampling, TextConfig, TextEngine, check_artifact
+from ds_engines.openvino_constraints import Constraint
+from ds_engines.openvino_genai import Delta, TextEngine
+from ds_engines.openvino_model import check_artifact
+from ds_engines.openvino_sampling import Sampling, TextConfig
 from ds_engines.openvino_tokenizer import LIMIT, TextTokenizer
 from ds_serve.catalogue import fetch
 
@@ -26,7 +29,7 @@ def gguf() -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(gguf: Path) -> TextTokenizer:
-    return TextTokenizer(gguf, check_artifact(gguf))
+    return TextTokenizer(check_artifact(gguf))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +55,11 @@ def tokens(deltas: list[Delta]) -> list[int]:
 
 def test_the_file_says_what_the_model_is(gguf: Path) -> None:
     info = check_artifact(gguf)
-    assert (info.architecture, info.context_length, info.eos_token_id) == ("llama", 8192, 2)
-    assert info.quantization == "Q4_1"
-    assert info.control_tokens()["<|im_end|>"] == 2
+    assert (info.architecture, info.context_length) == ("llama", 8192)
+    assert 2 in info.stops
+    assert info.gguf is not None
+    assert info.gguf.quantization == "Q4_1"
+    assert info.gguf.control_tokens()["<|im_end|>"] == 2
 
 
 def test_the_cache_is_as_large_as_asked(engine: TextEngine) -> None:
@@ -99,9 +104,9 @@ def test_a_schema_that_does_not_compile_leaves_the_others_alone(
     prompt = tokenizer.render([{"role": "user", "content": "What is the capital of France?"}])
     engine.add(1, prompt, Sampling(max_tokens=20, temperature=0))
     first = [engine.step() for _ in range(3)]
-    schema = '{"type":"string","pattern":"(?=a)b"}'
+    schema = Constraint("json", '{"type":"string","pattern":"(?=a)b"}')
     with pytest.raises(InvalidRequest, match="Lookahead is not supported"):
-        engine.add(2, prompt, Sampling(max_tokens=20, schema=schema))
+        engine.add(2, prompt, Sampling(max_tokens=20, constraint=schema))
     said = [token for step in first for delta in step for token in delta.tokens]
     said += tokens(run(engine)[1])
     assert b"".join(tokenizer.pieces[token] for token in said) == b"The capital of France is Paris."
@@ -113,7 +118,11 @@ def test_constants_are_spelled_as_they_are_written(
     engine.add(
         1,
         [500],
-        Sampling(max_tokens=30, temperature=0, schema='{"enum": ["d\u00e9c\u00e9d\u00e9"]}'),
+        Sampling(
+            max_tokens=30,
+            temperature=0,
+            constraint=Constraint("json", '{"enum": ["d\u00e9c\u00e9d\u00e9"]}'),
+        ),
     )
     said = b"".join(tokenizer.pieces[token] for token in tokens(run(engine)[1]))
     assert said.decode() == '"décédé"'

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ds_engines.errors import LoadError
 from ds_engines.gguf import read_metadata
-from ds_engines.openvino_genai import check_artifact
+from ds_engines.openvino_model import check_artifact
 from ds_engines.openvino_schema import write_empty_model
 
 

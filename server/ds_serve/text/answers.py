@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ds_serve.text.text_stream import Piece, TokenLogprob
+from ds_serve.text.text_stream import Piece, TokenLogprob, ToolCall
 
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
@@ -29,12 +29,20 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
-def models(name: str, created: int, max_seq_len: int | None) -> dict[str, Any]:
-    """The list of the one model."""
-    model = {"id": name, "object": "model", "created": created, "owned_by": "ds-serve"}
+def models(
+    name: str, created: int, max_seq_len: int | None, adapters: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The list of the one model and its adapters."""
+    model: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "ds-serve",
+    }
     if max_seq_len is not None:
         model["max_model_len"] = max_seq_len
-    return {"object": "list", "data": [model]}
+    others = [model | {"id": adapter, "parent": name} for adapter in adapters]
+    return {"object": "list", "data": [model, *others]}
 
 
 class ChatAnswer:
@@ -56,7 +64,7 @@ class ChatAnswer:
     def _whole_choice(self, at: int, piece: Piece) -> dict[str, Any]:
         return {
             "index": at,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": _message(piece),
             "logprobs": self._logprobs(piece.logprobs),
             "finish_reason": piece.finish,
         }
@@ -67,7 +75,9 @@ class ChatAnswer:
         return [self._chunk([_chat_choice(at, delta, None, None)])]
 
     def chunk(self, at: int, piece: Piece) -> dict[str, Any]:
-        delta = {"content": piece.text} if piece.text or piece.logprobs else {}
+        delta: dict[str, Any] = {"content": piece.text} if piece.text or piece.logprobs else {}
+        if piece.calls:
+            delta["tool_calls"] = [{"index": call.index} | _call(call) for call in piece.calls]
         return self._chunk([_chat_choice(at, delta, self._logprobs(piece.logprobs), piece.finish)])
 
     def usage_chunk(self, counts: dict[str, int]) -> dict[str, Any]:
@@ -80,6 +90,19 @@ class ChatAnswer:
         if not self._want_logprobs:
             return None
         return {"content": [_chat_logprob(token) for token in tokens], "refusal": None}
+
+
+def _message(piece: Piece) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+    if piece.calls:
+        message["content"] = piece.text or None
+        message["tool_calls"] = [_call(call) for call in piece.calls]
+    return message
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _chat_choice(

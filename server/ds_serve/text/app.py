@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import ds_serve
@@ -17,16 +17,16 @@ from ds_engines.errors import (
     ServeError,
     Unavailable,
 )
-from ds_engines.openvino_tokenizer import TextTokenizer
 from ds_serve.text import answers, metrics
 from ds_serve.text.answers import Answer, ChatAnswer, CompletionAnswer
+from ds_serve.text.bodies import DetokenizeBody, TokenizeBody, convert
 from ds_serve.text.errors import UnknownModel
 from ds_serve.text.exchange import Exchange, Receive, Send
 from ds_serve.text.fields import Wanted, chat_request, completion_request
 from ds_serve.text.loop_client import LoopClient
-from ds_serve.text.messages import Loaded
-from ds_serve.text.plan import plan
+from ds_serve.text.plan import Reader, plan
 from ds_serve.text.run import Run
+from ds_serve.text.tokenizing import detokenized, tokenized
 
 log = logging.getLogger("ds_serve.text")
 
@@ -39,7 +39,12 @@ class TextApp:
     """Routes, checks and answers; `ready` is called once the model is loaded."""
 
     def __init__(
-        self, model: str, client: LoopClient, request_timeout: float, at_once: int
+        self,
+        model: str,
+        client: LoopClient,
+        request_timeout: float,
+        at_once: int,
+        lora: Sequence[str] = (),
     ) -> None:
         self.model = model
         self._client = client
@@ -47,8 +52,8 @@ class TextApp:
         self._metrics = metrics.TextMetrics(model, at_once)
         client.on_load = self._metrics.load
         self._created = int(time.time())
-        self._tokenizer: TextTokenizer | None = None
-        self._max_seq_len: int | None = None
+        self._lora = lora
+        self._reader: Reader | None = None
         self.draining = False
         self._exchanges = 0
         self._idle = asyncio.Event()
@@ -60,11 +65,13 @@ class TextApp:
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._complete),
         }
+        for root in ("", "/v1"):
+            self._routes[f"{root}/tokenize"] = ("POST", self._tokenize)
+            self._routes[f"{root}/detokenize"] = ("POST", self._detokenize)
 
-    def ready(self, tokenizer: TextTokenizer, loaded: Loaded) -> None:
+    def ready(self, reader: Reader) -> None:
         """Begin to serve."""
-        self._tokenizer = tokenizer
-        self._max_seq_len = loaded.max_seq_len
+        self._reader = reader
 
     async def idle(self) -> None:
         """Wait until no exchange is under way."""
@@ -96,9 +103,10 @@ class TextApp:
             await exchange.fail(EngineFailure(f"internal error; request id {exchange.id}"))
 
     async def _route(self, exchange: Exchange) -> None:
-        if exchange.path == f"/v1/models/{self.model}":
-            await exchange.json(self._model_list()["data"][0])
-            return
+        for model in self._model_list()["data"]:
+            if exchange.path == f"/v1/models/{model['id']}":
+                await exchange.json(model)
+                return
         method, handler = self._routes.get(exchange.path, ("", None))
         if handler is None:
             raise NotFound(f"no such path: {exchange.path}")
@@ -119,23 +127,22 @@ class TextApp:
     def _trouble(self) -> str | None:
         if self._client.ended.done():
             return str(self._client.ended.result())
-        if self._tokenizer is None:
+        if self._reader is None:
             return "the model is still loading"
         if self.draining:
             return "the server is shutting down"
         return None
 
     async def _render_metrics(self, exchange: Exchange) -> None:
-        text = metrics.render()
-        if text is None:
-            raise NotFound("these metrics are part of the server's own /metrics")
-        await exchange.answer(text, 200, "text/plain; version=1.0.0; charset=utf-8")
+        content_type = "text/plain; version=1.0.0; charset=utf-8"
+        await exchange.answer(metrics.render(), 200, content_type)
 
     async def _models(self, exchange: Exchange) -> None:
         await exchange.json(self._model_list())
 
     def _model_list(self) -> dict[str, Any]:
-        return answers.models(self.model, self._created, self._max_seq_len)
+        longest = self._reader.max_seq_len if self._reader is not None else None
+        return answers.models(self.model, self._created, longest, self._lora)
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, chat_request, ChatAnswer)
@@ -153,17 +160,31 @@ class TextApp:
         if self.draining:
             raise Unavailable("the server is shutting down")
         wanted = check(body)
-        if wanted.model != self.model:
-            raise UnknownModel(f"no model {wanted.model!r} here; this worker serves {self.model!r}")
-        if self._tokenizer is None or self._max_seq_len is None:
-            raise Unavailable("the model is still loading")
-        jobs = plan(wanted, self._tokenizer, self._max_seq_len)
+        reader = self._reader_of(wanted.model)
+        lora = wanted.model if wanted.model in self._lora else ""
         run = Run(
             exchange,
             wanted,
-            jobs=jobs,
-            answer=answer(self.model, FINGERPRINT, wanted.logprobs),
-            pieces=self._tokenizer.pieces,
+            jobs=plan(wanted, reader, lora),
+            answer=answer(wanted.model, FINGERPRINT, wanted.logprobs),
+            reader=reader,
             metrics=self._metrics,
         )
         await exchange.while_connected(run.serve(self._client))
+
+    def _reader_of(self, model: str | None) -> Reader:
+        """Raises UnknownModel, and Unavailable while the model loads. None means the one model."""
+        if model is not None and model != self.model and model not in self._lora:
+            known = ", ".join(repr(name) for name in (self.model, *self._lora))
+            raise UnknownModel(f"no model {model!r} here; this worker serves {known}")
+        if self._reader is None:
+            raise Unavailable("the model is still loading")
+        return self._reader
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        fields = convert(await exchange.body(), TokenizeBody)
+        await exchange.json(tokenized(fields, self._reader_of(fields.model)))
+
+    async def _detokenize(self, exchange: Exchange) -> None:
+        fields = convert(await exchange.body(), DetokenizeBody)
+        await exchange.json(detokenized(fields, self._reader_of(fields.model)))

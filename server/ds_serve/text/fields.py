@@ -2,129 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from ds_engines.errors import InvalidRequest
-from ds_engines.openvino_genai import Sampling
+from ds_engines.openvino_sampling import Sampling
+from ds_serve.text.bodies import MAX_CHOICES, ChatBody, Common, CompletionBody, Stop, convert
+from ds_serve.text.conversation import rendered
 from ds_serve.text.errors import BadField
+from ds_serve.text.formats import Format, wanted_format
+from ds_serve.text.tools import ToolsWanted, tools_wanted
 
-MAX_CHOICES = 128
 MAX_STOPS = 4
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-ANY_OBJECT = '{"type":"object"}'
-
-# Fields that change nothing here: bookkeeping, and hints for services that we are not.
-HARMLESS = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
-    | {"prompt_cache_key", "prompt_cache_retention", "verbosity"}
-)
-# Fields not offered, with the values at which they ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logit_bias": ({},),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "audio": (),
-    "modalities": (["text"],),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "web_search_options": (),
-}
-
-_ALLOWED = {
-    "role": "system, developer, user, assistant",
-    "type": "text, json_object, json_schema",
-}
-
-Stop = str | list[str]
-Content = str | list[dict[str, Any]]
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = None
-    name: str | None = None
-
-
-class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
-    """`response_format.json_schema`."""
-
-    name: str
-    schema: dict[str, Any] | bool
-    description: str | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What the answer must look like."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What a stream carries beside the text."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields that both kinds of request have."""
-
-    model: str
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = 0
-    min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    seed: int | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
-    stop: Stop = []
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
-    ignore_eos: bool = False
-    response_format: ResponseFormat | None = None
-
-
-class ChatBody(Common, kw_only=True):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
-
-
-class CompletionBody(Common, kw_only=True):
-    """`POST /v1/completions`."""
-
-    prompt: str | list[Any]
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-
-
-Body = TypeVar("Body", bound=Common)
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A request that passed every check that needs no tokenizer.
 
     `max_tokens` None is all that the context leaves. Either `messages` or `prompts` is set.
+    `context` has more names for the chat template.
     """
 
     chat: bool
@@ -137,29 +36,48 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_field: str
     logprobs: bool
     sampling: Sampling
-    messages: tuple[dict[str, str], ...] = ()
+    format: Format | None = None
+    tools: ToolsWanted | None = None
+    echo: bool = False
+    cache_salt: bool = False
+    messages: tuple[dict[str, Any], ...] = ()
+    context: Mapping[str, Any] = {}
+    answer: bool = True
     prompts: tuple[str | list[int], ...] = ()
 
 
 def chat_request(body: bytes) -> Wanted:
     """Check a chat request. Raises InvalidRequest; BadField where a field is at fault."""
-    fields = _convert(body, ChatBody)
+    fields = convert(body, ChatBody)
     if fields.top_logprobs > 0:
         raise _unsupported("top_logprobs", fields.top_logprobs, "0")
+    if fields.echo:
+        raise _unsupported("echo", fields.echo, "false for chats")
     if fields.max_tokens and fields.max_completion_tokens:
         raise BadField("max_tokens", "give max_tokens or max_completion_tokens, not both")
     field = "max_completion_tokens" if fields.max_completion_tokens else "max_tokens"
     limit = fields.max_completion_tokens or fields.max_tokens
-    messages = tuple(_message(at, message) for at, message in enumerate(fields.messages))
-    return _wanted(fields, True, limit, field, fields.logprobs, messages=messages)
+    return _wanted(
+        fields,
+        True,
+        limit,
+        field,
+        fields.logprobs,
+        messages=rendered(fields.messages),
+        tools=tools_wanted(fields.tools, fields.tool_choice, fields.parallel_tool_calls),
+        context=fields.chat_template_kwargs,
+        answer=fields.add_generation_prompt,
+    )
 
 
 def completion_request(body: bytes) -> Wanted:
     """Check a completion request. Raises as `chat_request` does."""
-    fields = _convert(body, CompletionBody)
+    fields = convert(body, CompletionBody)
     if fields.logprobs is not None and fields.logprobs > 1:
         raise _unsupported("logprobs", fields.logprobs, "0 and 1")
-    limit = fields.max_tokens or COMPLETION_TOKENS
+    if fields.max_tokens == 0 and not fields.echo:
+        raise BadField("max_tokens", "max_tokens: expected `int` >= 1 where echo is false, got 0")
+    limit = COMPLETION_TOKENS if fields.max_tokens is None else fields.max_tokens
     prompts = _prompts(fields.prompt)
     if len(prompts) * fields.n > MAX_CHOICES:
         raise BadField("n", f"{len(prompts)} prompts times n {fields.n} is over {MAX_CHOICES}")
@@ -185,6 +103,9 @@ def _wanted(
         max_tokens_field=field,
         logprobs=logprobs,
         sampling=_sampling(fields, logprobs),
+        format=_format(fields),
+        echo=fields.echo,
+        cache_salt=bool(fields.cache_salt),
         **prompt,
     )
 
@@ -204,19 +125,16 @@ def _sampling(fields: Common, logprobs: bool) -> Sampling:
         logprobs=logprobs,
         ignore_eos=fields.ignore_eos,
         min_tokens=fields.min_tokens,
-        schema=_schema(fields.response_format),
+        stop_tokens=tuple(fields.stop_token_ids),
+        echo=fields.echo and logprobs,
+        priority=fields.priority,
     )
 
 
-def _schema(wanted: ResponseFormat | None) -> str | None:
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return ANY_OBJECT
-    if wanted.json_schema is None:
-        raise BadField("response_format", "response_format json_schema needs a json_schema")
-    # The order of properties is the answer's: a decoded object keeps it.
-    return msgspec.json.encode(wanted.json_schema.schema).decode()
+def _format(fields: Common) -> Format | None:
+    names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    guided = {name: getattr(fields, name) for name in names}
+    return wanted_format(fields.response_format, fields.structured_outputs, guided)
 
 
 def _stops(stop: Stop) -> tuple[str, ...]:
@@ -245,83 +163,6 @@ def _prompts(prompt: str | list[Any]) -> tuple[str | list[int], ...]:
 
 def _is_ids(item: Any) -> bool:
     return isinstance(item, list) and item != [] and all(type(number) is int for number in item)
-
-
-def _message(at: int, message: Message) -> dict[str, str]:
-    if message.content is None:
-        raise BadField(f"messages[{at}].content", f"messages[{at}] has no content")
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": _text(f"messages[{at}].content", message.content)}
-
-
-def _text(param: str, content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(_part(f"{param}[{at}]", part) for at, part in enumerate(content))
-
-
-def _part(param: str, part: dict[str, Any]) -> str:
-    kind, text = part.get("type"), part.get("text")
-    if kind != "text":
-        raise BadField(
-            param, f"{param} is of type {kind!r}; this model takes text only", "unsupported_value"
-        )
-    if not isinstance(text, str):
-        raise BadField(param, f"{param}.text must be a string, not {text!r:.80}")
-    return text
-
-
-def _convert(body: bytes, kind: type[Body]) -> Body:
-    fields = _fields(body)
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise _named(error, fields, kind) from error
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    """The body's fields, less those that are null or ask for nothing."""
-    try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {fields!r:.80}")
-    return {
-        key: value
-        for key, value in fields.items()
-        if value is not None and key not in HARMLESS and not _neutral(key, value)
-    }
-
-
-def _neutral(key: str, value: Any) -> bool:
-    if key not in NEUTRAL:
-        return False
-    if value in NEUTRAL[key]:
-        return True
-    raise BadField(key, f"{key} is not supported by this model", "unsupported_parameter")
-
-
-def _named(error: msgspec.ValidationError, fields: dict[str, Any], kind: type) -> BadField:
-    """The validation error, with the field it is about and the value it had."""
-    message = str(error)
-    path = re.search(r" - at `\$\.?(.*)`$", message)
-    param = path.group(1) if path else ""
-    unknown = re.search(r"unknown field `(.+?)`", message)
-    missing = re.search(r"missing required field `(.+?)`", message)
-    found = unknown or missing
-    if found is not None:
-        param = f"{param}.{found.group(1)}" if param else found.group(1)
-        if missing:
-            return BadField(param, f"{param} is required", "missing_required_parameter")
-        return BadField(param, f"{param} is not a field that this model knows", "unknown_parameter")
-    what = message[: path.start()] if path else message
-    what = what[:1].lower() + what[1:]
-    if "enum value" in what:
-        what += f"; allowed are {_ALLOWED.get(param.rpartition('.')[2], 'others')}"
-    elif param in fields and "got" not in what:
-        what += f", got {fields[param]!r:.80}"
-    return BadField(param, f"{param}: {what}")
 
 
 def _unsupported(param: str, value: object, offered: str) -> BadField:

@@ -22,7 +22,8 @@ from ds_engines.errors import (
     Unavailable,
     from_kind,
 )
-from ds_engines.openvino_genai import Delta, Load, Sampling, TextConfig
+from ds_engines.openvino_genai import Delta, Load
+from ds_engines.openvino_sampling import Sampling, TextConfig
 from ds_serve.text.messages import (
     Add,
     Cancel,

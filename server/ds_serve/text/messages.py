@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ds_engines.openvino_genai import Delta, Load, Sampling, TextConfig
+from ds_engines.openvino_genai import Delta, Load
+from ds_engines.openvino_sampling import Sampling, TextConfig
 
 
 class Add(msgspec.Struct, array_like=True, tag=True):

@@ -5,8 +5,6 @@ prometheus_client decides on import, by PROMETHEUS_MULTIPROC_DIR, where the valu
 
 from __future__ import annotations
 
-import os
-
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from ds_engines.openvino_genai import Load
@@ -53,10 +51,8 @@ _generated_sizes = Histogram(
 )
 
 
-def render() -> bytes | None:
-    """The metrics as text; None where several processes' are collected elsewhere."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        return None
+def render() -> bytes:
+    """This worker's own metrics as text, also where several processes' are collected elsewhere."""
     return generate_latest(REGISTRY)
 
 

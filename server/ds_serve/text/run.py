@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.openvino_genai import Delta
@@ -15,7 +16,9 @@ from ds_serve.text.exchange import Exchange
 from ds_serve.text.fields import Wanted
 from ds_serve.text.loop_client import Generation, Job, LoopClient
 from ds_serve.text.metrics import TextMetrics
+from ds_serve.text.plan import Reader
 from ds_serve.text.text_stream import Piece, TextStream
+from ds_serve.text.tools import CallReader
 
 log = logging.getLogger("ds_serve.text.request")
 
@@ -30,7 +33,7 @@ class Run:
         *,
         jobs: Sequence[Job],
         answer: Answer,
-        pieces: Sequence[bytes],
+        reader: Reader,
         metrics: TextMetrics,
     ) -> None:
         self._exchange = exchange
@@ -38,7 +41,9 @@ class Run:
         self._jobs = jobs
         self._answer = answer
         self._metrics = metrics
-        self._streams = [TextStream(pieces, wanted.stops) for _ in jobs]
+        pieces = reader.tokenizer.pieces
+        self._streams = [TextStream(pieces, wanted.stops, **_echo(wanted, job)) for job in jobs]
+        self._calls = [_calls(wanted, reader) for _ in jobs]
         self._finishes = ["abort" for _ in jobs]
         self._last = [0.0 for _ in jobs]
         self._first: float | None = None
@@ -61,6 +66,9 @@ class Run:
         async for choice, delta in generation:
             self._measure(choice, delta)
             piece = self._streams[choice].feed(delta)
+            reader = self._calls[choice]
+            if reader is not None:
+                piece = reader.feed(piece)
             if piece.finish is not None:
                 self._finishes[choice] = piece.finish
                 generation.finish(choice)
@@ -72,6 +80,7 @@ class Run:
         async for choice, piece in self._pieces(generation):
             texts[choice].append(piece.text)
             whole[choice].logprobs += piece.logprobs
+            whole[choice].calls += piece.calls
             whole[choice].finish = piece.finish
         for piece, parts in zip(whole, texts, strict=True):
             piece.text = "".join(parts)
@@ -82,7 +91,7 @@ class Run:
         async for choice, piece in self._pieces(generation):
             if self._exchange.status == 0:
                 await self._open()
-            if piece.text or piece.logprobs or piece.finish:
+            if piece.text or piece.logprobs or piece.calls or piece.finish:
                 await self._write(self._answer.chunk(choice, piece))
         if self._wanted.include_usage:
             chunk = self._answer.usage_chunk(self._usage())
@@ -142,7 +151,21 @@ class Run:
 
 
 def _placed(error: ServeError, wanted: Wanted) -> ServeError:
-    """What the engine finds wrong with a request is its schema: all else was checked before."""
-    if type(error) is InvalidRequest and wanted.sampling.schema is not None:
-        return BadField("response_format", f"response_format: {error}")
-    return error
+    """What the engine finds wrong with a request is its constraint: all else was checked before."""
+    if type(error) is not InvalidRequest:
+        return error
+    if wanted.format is not None:
+        return BadField(wanted.format.field, f"{wanted.format.field}: {error}")
+    return BadField("tools", f"tools: {error}") if wanted.tools is not None else error
+
+
+def _echo(wanted: Wanted, job: Job) -> dict[str, Any]:
+    if not wanted.echo:
+        return {}
+    return {"echo": job.prompt, "echoed": job.sampling.echo, "most": wanted.max_tokens}
+
+
+def _calls(wanted: Wanted, reader: Reader) -> CallReader | None:
+    if wanted.tools is None:
+        return None
+    return CallReader(reader.style, wanted.tools.parallel)

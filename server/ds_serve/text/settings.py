@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from ds_engines.openvino_genai import TextConfig
+from ds_engines.errors import ConfigError
+from ds_engines.openvino_sampling import TextConfig
 from ds_serve import logs
 
 
@@ -27,6 +28,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue_size: int = 256
     cache_size_mb: int = 0
     memory_efficient: bool = False
+    prefix_caching: bool = True
+    lora: tuple[tuple[str, str], ...] = ()
+    chat_template: str = ""
     allow_unverified: bool = False
     request_timeout: float = 0.0
     drain_timeout: float = 30.0
@@ -44,7 +48,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_seqs=self.max_num_seqs,
             cache_mb=self.cache_size_mb,
             memory_efficient=self.memory_efficient,
+            prefix_caching=self.prefix_caching,
+            lora=self.lora,
         )
+
+    def template(self) -> str:
+        """The text of the chat template that takes the place of the model's; "" where none does.
+
+        Raises ConfigError.
+        """
+        if not self.chat_template:
+            return ""
+        try:
+            return Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--chat-template {self.chat_template}: {error}") from error
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
 
 
 def _at_least(least: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
@@ -71,13 +96,24 @@ def parse(arguments: Sequence[str]) -> Settings:
 
     parser.add_argument("--uds", type=Path, required=True, help="path of the socket to listen on")
     parser.add_argument("--model", required=True, help="the name that clients call the model by")
-    parser.add_argument("--artifact", type=Path, required=True, help="the GGUF file")
+    parser.add_argument(
+        "--artifact", type=Path, required=True, help="the GGUF file, or the OpenVINO folder"
+    )
     flag("threads", type=_at_least(0), help="engine threads; 0: the library's choice")
     flag("max-seq-len", type=_at_least(0), help="prompt and answer together; 0: the model's")
     flag("max-num-seqs", type=_at_least(1), help="sequences in one batch")
     flag("max-queue-size", type=_at_least(1), help="answers waiting or running")
     flag("cache-size-mb", type=_at_least(0), help="memory of the KV cache; 0: a default")
     flag("memory-efficient", action="store_true", help="a smaller KV cache")
+    parser.add_argument(
+        "--no-prefix-caching", dest="prefix_caching", action="store_false",
+        help="compute every prompt from its beginning",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora", type=_adapter, action="append", default=[], metavar="NAME=PATH",
+        help="an adapter, called by its name; several times",
+    )  # fmt: skip
+    flag("chat-template", metavar="FILE", help="instead of the model's own")
     flag("allow-unverified", action="store_true", help="whatever a manifest says")
     flag("request-timeout", type=_at_least(0, float), help="seconds; 0: none")
     flag("drain-timeout", type=_at_least(0, float), help="seconds to finish after SIGTERM")
@@ -85,4 +121,5 @@ def parse(arguments: Sequence[str]) -> Settings:
     flag("log-format", choices=logs.FORMATS)
     flag("log-level", choices=logs.LEVELS)
     flag("parent-pid", type=_at_least(0), help="die with this parent process")
-    return Settings(**vars(parser.parse_args(arguments)))
+    given = vars(parser.parse_args(arguments))
+    return Settings(**given | {"lora": tuple(given["lora"])})

@@ -27,7 +27,7 @@ class StopScanner:
         if places:
             self.hit, self._held = True, ""
             return text[: min(places)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -37,38 +37,64 @@ class StopScanner:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that begins `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 class TokenLogprob(msgspec.Struct):
-    """A token of the answer; `start` and `end` are its place in the text, in characters."""
+    """A token of the answer; `start` and `end` are its place in the text, in characters.
+
+    `logprob` is None for a prompt's first token, which nothing stands before.
+    """
 
     piece: bytes
-    logprob: float
+    logprob: float | None
     start: int
     end: int
 
 
+class ToolCall(msgspec.Struct):
+    """A whole call that the model wants, the choice's `index`th; `arguments` is JSON text."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
 class Piece(msgspec.Struct):
-    """What one delta adds to an answer. `finish` is "stop" or "length" at the end."""
+    """What one delta adds to an answer. `finish` is "stop", "length" or "tool_calls" at the end."""
 
     text: str
     logprobs: list[TokenLogprob]
     finish: str | None
+    calls: list[ToolCall] = []
 
 
 class TextStream:
     """One choice's tokens becoming text.
 
     A character may be spread over several tokens: its bytes are held until it is whole. Bytes
-    that can never be UTF-8 become U+FFFD; an unfinished character at the very end is dropped.
+    that can never be UTF-8 become U+FFFD; an unfinished character at the very end is dropped. At
+    most `most` tokens are taken. An `echo` is a prompt that the answer begins with; with `echoed`
+    the first delta has it too.
     """
 
-    def __init__(self, pieces: Sequence[bytes], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        stops: Sequence[str] = (),
+        *,
+        echo: Sequence[int] = (),
+        echoed: bool = False,
+        most: int | None = None,
+    ) -> None:
         self._pieces = pieces
+        self._echo = list(echo)
+        self._echoed = echoed
+        self._most = most
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._scanner = StopScanner(stops)
         self._logprobs: list[TokenLogprob] = []
@@ -78,8 +104,10 @@ class TextStream:
 
     def feed(self, delta: Delta) -> Piece:
         """Take one delta in; a stop string found ends the answer whatever the delta says."""
-        text = ""
+        text = self._repeat(delta)
         for at, token in enumerate(delta.tokens):
+            if self._most is not None and self.tokens >= self._most:
+                break
             self.tokens += 1
             text += self._scanner.feed(self._decode(token, delta.logprobs[at : at + 1]))
             if self._scanner.hit:
@@ -90,7 +118,16 @@ class TextStream:
         self._sent += len(text)
         return Piece(text, self._release(finish is not None), finish)
 
-    def _decode(self, token: int, logprob: Sequence[float]) -> str:
+    def _repeat(self, delta: Delta) -> str:
+        """The prompt's text, at the first delta; stop strings may be in it."""
+        echo, self._echo = self._echo, []
+        logprobs: list[float | None] = []
+        if echo and self._echoed:
+            logprobs = [None, *delta.logprobs[1 : len(echo)]]
+            delta.tokens, delta.logprobs = delta.tokens[len(echo) :], delta.logprobs[len(echo) :]
+        return "".join(self._decode(token, logprobs[at : at + 1]) for at, token in enumerate(echo))
+
+    def _decode(self, token: int, logprob: Sequence[float | None]) -> str:
         piece = self._pieces[token] if token < len(self._pieces) else b""
         text = self._decoder.decode(piece)
         start = self._decoded

@@ -18,14 +18,16 @@ import uvicorn
 import uvloop
 
 from ds_engines.errors import ConfigError, LoadError, ServeError, Unavailable
-from ds_engines.openvino_genai import check_artifact
+from ds_engines.openvino_model import ModelInfo, check_artifact
 from ds_engines.openvino_tokenizer import TextTokenizer
+from ds_engines.openvino_tools import style_of
 from ds_serve import logs
 from ds_serve.process_guard import die_with_parent
 from ds_serve.repository.admission import admit
 from ds_serve.text.app import TextApp
 from ds_serve.text.loop_client import LoopClient
 from ds_serve.text.messages import LogSettings
+from ds_serve.text.plan import Reader
 from ds_serve.text.settings import Settings, parse
 
 log = logging.getLogger("ds_serve.text")
@@ -65,7 +67,13 @@ class Worker:
                 settings.uds.with_suffix(".loop"),
                 settings.hang_timeout,
             )
-            app = TextApp(settings.model, client, settings.request_timeout, settings.max_num_seqs)
+            app = TextApp(
+                settings.model,
+                client,
+                settings.request_timeout,
+                settings.max_num_seqs,
+                [name for name, _ in settings.lora],
+            )
             server = _server(app)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
@@ -77,17 +85,20 @@ class Worker:
                 await client.stop()
                 await serving
 
-    async def _load(self, client: LoopClient, app: TextApp, info: Any) -> None:
-        artifact = self._settings.artifact
-        tokenizer = await asyncio.to_thread(TextTokenizer, artifact, info)
+    async def _load(self, client: LoopClient, app: TextApp, info: ModelInfo) -> None:
+        settings = self._settings
+        template = settings.template()
+        style = style_of(template or info.chat_template)
+        tokenizer = await asyncio.to_thread(TextTokenizer, info, style.kept, template)
         log.info("tokenizer loaded", extra={"fields": {"tokens": len(tokenizer.pieces)}})
         loaded = await client.loaded
         # From now on there is something to drain. Before, a signal ends the process at once.
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
-        app.ready(tokenizer, loaded)
+        caches = settings.prefix_caching and not settings.lora
+        app.ready(Reader(tokenizer, style, loaded.max_seq_len, caches))
         fields = {
-            "model": self._settings.model,
+            "model": settings.model,
             "max_seq_len": loaded.max_seq_len,
             "kv_cache_mb": loaded.cache_bytes >> 20,
             "load_seconds": round(loaded.load_seconds, 2),

@@ -24,9 +24,19 @@ def complete(**fields: Any) -> Wanted:
     return completion_request(json.dumps({"model": "m", "prompt": "hi"} | fields).encode())
 
 
+F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
 REFUSED: list[tuple[str, Any, str]] = [
-    ("tools", [{"type": "function"}], "tools"),
+    ("tools", [{"type": "function"}], "tools[0].function"),
+    ("tools", [{"type": "custom", "custom": {}}], "tools[0].type"),
+    ("tools", [{"type": "function", "function": {"name": "a b"}}], "tools[0].function.name"),
+    ("tools", [F, F], "tools"),
     ("tool_choice", "required", "tool_choice"),
+    ("tool_choice", "sometimes", "tool_choice"),
+    ("echo", True, "echo"),
+    ("structured_outputs", {}, "structured_outputs"),
+    ("structured_outputs", {"regex": "a", "choice": ["b"]}, "structured_outputs"),
+    ("structured_outputs", {"structural_tag": "{}"}, "structured_outputs.structural_tag"),
     ("functions", [{}], "functions"),
     ("function_call", {"name": "f"}, "function_call"),
     ("logit_bias", {"50256": -100}, "logit_bias"),
@@ -65,9 +75,19 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}, "schema"),
     ("messages", [], "messages"),
     ("messages", "hi", "messages"),
-    ("messages", [{"role": "tool", "content": "x"}], "messages[0].role"),
+    ("messages", [{"role": "function", "content": "x"}], "messages[0].role"),
+    ("messages", [{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
     ("messages", [{"role": "user"}], "messages[0].content"),
-    ("messages", [{"role": "user", "content": "x", "tool_calls": []}], "messages[0].tool_calls"),
+    (
+        "messages",
+        [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
+        "messages[0].tool_calls",
+    ),
+    (
+        "messages",
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}],
+        "messages[0].tool_calls[0].function.arguments",
+    ),
     (
         "messages",
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}],
@@ -97,7 +117,8 @@ def test_a_refused_chat_field_is_named(field: str, value: Any, param: str) -> No
     ("field", "value", "param"),
     [
         ("suffix", "end", "suffix"),
-        ("echo", True, "echo"),
+        ("tools", [F], "tools"),
+        ("max_tokens", 0, "max_tokens"),
         ("best_of", 3, "best_of"),
         ("logit_bias", {"1": 1}, "logit_bias"),
         ("logprobs", 2, "logprobs"),
@@ -189,11 +210,60 @@ def test_without_a_seed_each_request_has_its_own() -> None:
 def test_a_schema_keeps_the_order_of_its_properties() -> None:
     schema = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
     form = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
-    found = chat(response_format=form).sampling.schema
+    found = chat(response_format=form).format
     assert found is not None
-    assert list(json.loads(found)["properties"]) == ["b", "a"]
-    assert chat(response_format={"type": "json_object"}).sampling.schema == '{"type":"object"}'
-    assert chat(response_format={"type": "text"}).sampling.schema is None
+    assert list(json.loads(found.constraint.text)["properties"]) == ["b", "a"]
+    plain = chat(response_format={"type": "json_object"}).format
+    assert plain is not None
+    assert plain.constraint.text == '{"type":"object"}'
+    assert chat(response_format={"type": "text"}).format is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "field"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "structured_outputs"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", "structured_outputs"),
+        ({"structured_outputs": {"json_object": True}}, "json", "structured_outputs"),
+        ({"structured_outputs": {"json": {"type": "string"}}}, "json", "structured_outputs"),
+        ({"guided_grammar": 'root ::= "a"'}, "grammar", "guided_grammar"),
+        ({"guided_json": '{"type": "string"}'}, "json", "guided_json"),
+    ],
+)
+def test_vllms_names_for_structured_outputs(fields: Any, kind: str, field: str) -> None:
+    for found in (chat(**fields).format, complete(**fields).format):
+        assert found is not None
+        assert (found.constraint.kind, found.field) == (kind, field)
+
+
+def test_two_forms_of_an_answer_are_refused() -> None:
+    with pytest.raises(BadField, match="response_format and guided_regex each say"):
+        chat(response_format={"type": "json_object"}, guided_regex="a")
+
+
+def test_an_answer_goes_back_as_it_came() -> None:
+    """As the SDK's `message.model_dump()` has it, nulls and all."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    said = {"role": "assistant", "content": None, "refusal": None, "annotations": None}
+    said |= {"audio": None, "function_call": None, "tool_calls": [call]}
+    heard = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "2"}]}
+    found = chat(messages=[{"role": "user", "content": "x"}, said, heard]).messages
+    assert found[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert found[2] == {"role": "tool", "content": "2", "tool_call_id": "c1"}
+
+
+def test_which_tools_may_be_called() -> None:
+    other = {"type": "function", "function": {"name": "g", "description": "d"}}
+    assert chat(tools=[F], tool_choice="none").tools is None
+    auto = chat(tools=[F, other]).tools
+    assert auto is not None
+    assert ([tool.name for tool in auto.callable_], auto.forced) == (["f", "g"], False)
+    named = chat(tools=[F, other], tool_choice={"type": "function", "function": {"name": "g"}})
+    assert named.tools is not None
+    assert [tool.name for tool in named.tools.callable_] == ["g"]
+    assert (named.tools.forced, named.tools.parallel, len(named.tools.shown)) == (True, False, 2)
+    with pytest.raises(BadField, match="tool_choice names 'h'; tools has f, g"):
+        chat(tools=[F, other], tool_choice={"type": "function", "function": {"name": "h"}})
 
 
 def test_min_tokens_above_max_tokens_is_refused() -> None:

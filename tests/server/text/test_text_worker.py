@@ -236,10 +236,10 @@ def test_an_unknown_model_is_404(client: openai.OpenAI) -> None:
 
 def test_a_refused_field_is_400_in_openais_shape(worker: TextWorker) -> None:
     answer = worker.http.post(
-        "/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "tools": [{}]}
+        "/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "logit_bias": {"1": 2}}
     )
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tools"
+    assert answer.json()["error"]["param"] == "logit_bias"
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
