@@ -1,12 +1,14 @@
 """Real models through the quantization pipeline: how much smaller, how much faster, how near.
 
-`python -m loadtests.quantize` runs all of them and writes the table of docs/quantize-results.md.
+`python -m loadtests.quantize` runs all of them and writes the tables of docs/quantize-results.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from ds_quantize.recipe_file import shipped
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -24,5 +26,6 @@ class Case:
 
 
 def recipe(name: str) -> Path:
-    """Of this folder."""
-    return RECIPES / f"{name}.yaml"
+    """Of this folder, or of those that come with the product."""
+    own = RECIPES / f"{name}.yaml"
+    return own if own.exists() else shipped()[name]

@@ -1,4 +1,4 @@
-"""`python -m loadtests.quantize [NAME ...]`: real models through the pipeline, and the table."""
+"""`python -m loadtests.quantize [NAME ...]`: real models through the pipeline, and the tables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ds_quantize.api import Settings, quantize
 from ds_quantize.errors import QuantizeError
 from ds_quantize.evaluate import Options
 from ds_quantize.progress import reporter
+from loadtests.perf_analyzer import BenchmarkError
 from loadtests.quantize import Case, recipe, results
 
 CASES = {
@@ -25,6 +26,11 @@ CASES = {
     "minilm": ("minilm", 600),
     "minilm-mixed": ("minilm", 600),
     "resnet50": ("resnet50", 64),
+    "llm-w8a8": ("smollm2", 60),
+    "llm-int4-gptq": ("smollm2", 60),
+    "llm-int4-rtn": ("smollm2", 60),
+    "llm-openvino-int8": ("smollm2", 60),
+    "llm-openvino-int4": ("smollm2", 60),
 }
 """Name, which is also the recipe's, to module and rows."""
 
@@ -38,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         folder = given.work or Path(scratch)
         try:
             lines = [_measured(name, folder, given, console) for name in given.names or CASES]
-        except (QuantizeError, ValueError, ImportError) as error:
+        except (QuantizeError, BenchmarkError, ValueError, ImportError) as error:
             console.print(f"error: {error}", style="red", markup=False)
             return 1
     console.print(results.markdown(lines), markup=False, soft_wrap=True)

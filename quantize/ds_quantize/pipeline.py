@@ -34,6 +34,7 @@ from ds_quantize.sources import Source
 from ds_quantize.stages import Done, Stages, resumed_from
 
 EXPORT = "ds_quantize.torch_export"
+TO_OPENVINO = "ds_quantize.openvino_methods.folder"
 
 NOT_RUN = (
     "nothing on this machine runs the plan: what was measured is the ONNX file that it was built "
@@ -140,7 +141,7 @@ class Pipeline:
             raise DataError("nothing can be proven without evaluation data; give --evaluation")
         metric = self.job.metric or candidate.recipe.metric
         inputs = self._judges(candidate.judged.model) | {
-            "baseline": self.baseline.key,
+            "baseline": (baseline := self._beside(candidate)).key,
             "candidate": candidate.judged.key,
             "data": evaluation.digest,
             "metric": [metric, _digests(_file_of(metric))],
@@ -149,7 +150,7 @@ class Pipeline:
 
         def make(folder: Path) -> Measured:
             found = evaluate.compare(
-                self.baseline.model,
+                baseline.model,
                 candidate.judged.model,
                 evaluation,
                 metric,
@@ -162,6 +163,13 @@ class Pipeline:
         found = msgspec.convert(done.result["evaluation"], Evaluation)
         notes = (*found.notes, *candidate.notes, *self._notes(candidate.recipe))
         return msgspec.structs.replace(found, notes=notes)
+
+    def _beside(self, candidate: Candidate) -> Keyed:
+        """The baseline in the engine that runs the candidate."""
+        forms = self.baseline.model.form, candidate.judged.model.form
+        if forms == ("huggingface", "openvino"):
+            return self._to_openvino(self.baseline)
+        return self.baseline
 
     def _judges(self, model: Model) -> dict[str, Any]:
         if not isinstance(model, FolderModel):
@@ -214,6 +222,8 @@ class Pipeline:
             return now
         if form == "onnx" and isinstance(now.model, TorchModel):
             return self._exported(now)
+        if form == "openvino" and now.model.form == "huggingface":
+            return self._to_openvino(now)
         raise RecipeError(
             f"{method.name} takes a model of form {form!r}, and this is {now.model.form!r}: "
             f"{_ADVICE.get(form, 'put the steps into another order')}"
@@ -231,6 +241,18 @@ class Pipeline:
             return {"model": stored.put(export.to_onnx(model, folder / "model.onnx"), folder)}
 
         done = self.stages.run("export", inputs, make)
+        return Keyed(stored.get(done.result["model"], done.folder), done.key)
+
+    def _to_openvino(self, now: Keyed) -> Keyed:
+        """A Hugging Face folder as OpenVINO's, with its weights as they are."""
+        inputs = self._inputs(TO_OPENVINO, ("quantize-llm",)) | {"model": now.key}
+
+        def make(folder: Path) -> Measured:
+            found = _imported(lambda: import_module(TO_OPENVINO), "quantize-llm", "converting")
+            made = found.exported(now.model, folder, self.stages.reporter)
+            return {"model": stored.put(made, folder)}
+
+        done = self.stages.run("to-openvino", inputs, make)
         return Keyed(stored.get(done.result["model"], done.folder), done.key)
 
     def _inputs(self, module: str, extras: tuple[str, ...]) -> dict[str, Any]:
@@ -263,6 +285,7 @@ _ADVICE = {
     "onnx": "it is for ONNX files and PyTorch modules",
     "torch": "give the model as FILE.py:FACTORY, and put such steps before those on ONNX files",
     "huggingface": "give a Hugging Face folder",
+    "openvino": "give a Hugging Face folder, or OpenVINO's",
 }
 
 

@@ -1,4 +1,4 @@
-"""What `MODEL` means: an ONNX file, a PyTorch module, a Hugging Face folder; told by content."""
+"""What `MODEL` means: an ONNX file, a PyTorch module, a text model's folder; told by content."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ds_engines.openvino_export import is_exported
 from ds_quantize import libraries
 from ds_quantize.errors import SourceError
-from ds_quantize.forms import FolderModel, Model, OnnxModel
+from ds_quantize.forms import FolderModel, Form, Model, OnnxModel
 from ds_quantize.python_file import is_reference
 
 if TYPE_CHECKING:
@@ -105,8 +106,10 @@ def _torch(function: str, said: str, calibration: Data | None, seed: int) -> Sou
 
 
 def _folder(said: str, path: Path) -> Source:
-    if (path / "config.json").is_file():
-        return Source(said, FolderModel(path), _digest_of_folder(path))
+    place = path if (path / "config.json").is_file() else version_in(path) or path
+    if (place / "config.json").is_file():
+        form: Form = "openvino" if is_exported(place) else "huggingface"
+        return Source(said, FolderModel(place, form), _digest_of_folder(place))
     found = model_in(path)
     if found is None:
         raise SourceError(f"the folder {path} holds no config.json and no model.onnx; {WANTED}")

@@ -68,6 +68,7 @@ COMPARERS = {
     "onnx": "ds_quantize.evaluate.tensors:compare",
     "plan": "ds_quantize.evaluate.tensors:compare",
     "huggingface": "ds_quantize.evaluate.language:compare",
+    "openvino": "ds_quantize.evaluate.language:compare",
 }
 """Form of the candidate to `module:function`."""
 
@@ -94,6 +95,6 @@ def compare(
     try:
         comparer: Comparer = getattr(import_module(module), function)
     except ImportError as error:
-        extra = "quantize-llm" if candidate.form == "huggingface" else "quantize"
+        extra = "quantize" if candidate.form in ("onnx", "plan") else "quantize-llm"
         raise libraries.missing(error, extra, "the evaluation") from error
     return comparer(baseline, candidate, data, metric, context, options or Options())

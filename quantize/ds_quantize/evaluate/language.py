@@ -1,12 +1,12 @@
 """The comparison of language models: perplexity, and words that are foreseen.
 
-vLLM, which serves such folders, is no library of ours: both models are run by transformers, on the
-CPU, which undoes or imitates the quantization just as the folder's configuration says.
+OpenVINO's folders are run by OpenVINO. vLLM, which serves the others, is no library of ours: those
+are run by transformers, on the CPU, which undoes or imitates the quantization just as the folder's
+configuration says.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ import numpy as np
 from ds_engines.base import Array
 from ds_quantize.context import Context
 from ds_quantize.data import Data
-from ds_quantize.errors import DataError, RecipeError
-from ds_quantize.evaluate import Options, engines, intervals
+from ds_quantize.errors import DataError, RecipeError, SourceError
+from ds_quantize.evaluate import Options, engines, intervals, readers, steps
 from ds_quantize.evaluate.intervals import Scores
-from ds_quantize.evaluate.results import Estimate, Evaluation, Quality, Side
+from ds_quantize.evaluate.results import Estimate, Evaluation, Quality, Side, Timing
 from ds_quantize.evaluate.words import Heard, Passage, heard, passages
-from ds_quantize.forms import Model
+from ds_quantize.forms import FolderModel, Model
 from ds_quantize.llm_methods import folder
 from ds_quantize.llm_methods.quiet import quiet
 from ds_quantize.llm_methods.texts import texts, tokenizer_of
@@ -31,13 +31,15 @@ PERPLEXITY = "perplexity"
 NEXT_WORD = "next-word"
 METRICS = (PERPLEXITY, NEXT_WORD)
 
-ENGINE = "transformers"
 FEW = 100
 """Texts below which intervals are so wide that the reader should be told."""
 
 RUN_BY = (
-    "both models were run by transformers on the CPU, not by the engine that serves them; speed "
-    "and memory depend on that engine, and were not measured"
+    "{} run by transformers on the CPU, not by the engine that serves such folders; speed and "
+    "memory depend on that engine, and were not measured"
+)
+STEPS = (
+    f"a latency is that of one more token for each of so many texts, {steps.PAST} tokens into them"
 )
 
 
@@ -76,25 +78,33 @@ def compare(
         raise RecipeError(
             f"no metric of language models is called {metric!r}; it may be {' or '.join(METRICS)}"
         )
-    first, second = folder.path_of(baseline), folder.path_of(candidate)
-    read = _read(first, data)
+    first, second = _folder(baseline), _folder(candidate)
+    read = _read(first.path, data)
     threads = engines.usable(context.threads)
     with folder.settings(context.seed, threads):
-        theirs = _run(first, read, context, "Original")
-        ours = _run(second, read, context, "Candidate")
+        theirs = _run(first, read, context, threads, "Original")
+        ours = _run(second, read, context, threads, "Candidate")
+    speeds = _speeds(first, second, options, context, threads)
     found = _perplexity(theirs, ours, context.seed), _next_word(theirs, ours, context.seed)
     return Evaluation(
         data=data.source,
         digest=data.digest,
         rows=data.rows,
         threads=threads,
-        baseline=Side(str(first), ENGINE, folder.size(first)),
-        candidate=Side(str(second), ENGINE, folder.size(second)),
+        baseline=_side(first, speeds[0]),
+        candidate=_side(second, speeds[1]),
         metrics=found[::-1] if metric == NEXT_WORD else found,
         agreement=_agreement(theirs, ours, context.seed),
         faults=tuple(_faults(theirs, ours)),
-        notes=tuple(_notes(data, read)),
+        notes=(*_notes(data, read), *_run_by(first, second), *((STEPS,) if speeds[0] else ())),
     )
+
+
+def _folder(model: Model) -> FolderModel:
+    """Raises SourceError for a model that is none."""
+    if not isinstance(model, FolderModel):
+        raise SourceError(f"a model of form {model.form!r} is no language model's folder")
+    return model
 
 
 def _read(path: Path, data: Data) -> list[list[Passage]]:
@@ -109,17 +119,39 @@ def _read(path: Path, data: Data) -> list[list[Passage]]:
     return read
 
 
-def _run(path: Path, read: list[list[Passage]], context: Context, whose: str) -> Sums:
+def _run(
+    model: FolderModel, read: list[list[Passage]], context: Context, threads: int, whose: str
+) -> Sums:
     """One model is in memory at a time."""
-    with quiet():
-        model = folder.loaded(path)
     sums = Sums()
-    for parts in context.progress.track(read, f"{whose}: texts"):
-        with quiet():
-            sums.add([heard(model, part) for part in parts])
-    del model
-    gc.collect()
+    with readers.opened(model, threads) as scores:
+        for parts in context.progress.track(read, f"{whose}: texts"):
+            sums.add([heard(scores(part.ids), part) for part in parts])
     return sums
+
+
+def _speeds(
+    first: FolderModel, second: FolderModel, options: Options, context: Context, threads: int
+) -> tuple[tuple[Timing, ...], tuple[Timing, ...]]:
+    """Of both models by batch size, where the engine is the one that serves them."""
+    if not first.form == second.form == "openvino" or options.seconds <= 0:
+        return (), ()
+    found = [
+        steps.timed((first, second), batch, options.seconds, options.repeats, threads)
+        for batch in context.progress.track(options.batches, "Speed")
+    ]
+    return tuple(pair[0] for pair in found), tuple(pair[1] for pair in found)
+
+
+def _side(model: FolderModel, timings: tuple[Timing, ...]) -> Side:
+    size = readers.size(model)
+    return Side(str(model.path), readers.ENGINES[model.form], size, timings=timings)
+
+
+def _run_by(first: FolderModel, second: FolderModel) -> Iterator[str]:
+    others = [model.form == "huggingface" for model in (first, second)]
+    if any(others):
+        yield RUN_BY.format("both models were" if all(others) else "one of the models was")
 
 
 def _perplexity(theirs: Sums, ours: Sums, seed: int) -> Quality:
@@ -176,7 +208,6 @@ def _faults(theirs: Sums, ours: Sums) -> Iterator[str]:
 
 
 def _notes(data: Data, read: list[list[Passage]]) -> Iterator[str]:
-    yield RUN_BY
     tokens = sum(len(part.ids) - 1 for parts in read for part in parts)
     yield f"{tokens:,} tokens of {len(read):,} texts were foreseen, each text by itself"
     if len(read) < data.rows:

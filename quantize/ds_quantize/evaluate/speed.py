@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from statistics import median
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ds_engines.base import BatchEngine, Tensors
 from ds_quantize.evaluate.results import Timing
 
 WARM_UP = 3
@@ -17,10 +17,20 @@ WARM_UP = 3
 
 MOST = 100_000
 
+Given_contra = TypeVar("Given_contra", contravariant=True)
+Given = TypeVar("Given")
+
+
+class Runs(Protocol[Given_contra]):
+    """An engine, or whatever else is to be timed."""
+
+    def run(self, batch: Given_contra, /) -> object:
+        """One batch."""
+
 
 def timings(
-    engines: Sequence[BatchEngine],
-    inputs: Sequence[Tensors],
+    engines: Sequence[Runs[Given]],
+    inputs: Sequence[Given],
     batch: int,
     seconds: float,
     turns: int,
@@ -36,7 +46,7 @@ def timings(
     return [_timing(batch, own) for own in runs]
 
 
-def _turn(engine: BatchEngine, given: Tensors, seconds: float, most: int = MOST) -> list[float]:
+def _turn(engine: Runs[Given], given: Given, seconds: float, most: int = MOST) -> list[float]:
     """Seconds of each run, of which there is one at least."""
     found: list[float] = []
     until = time.perf_counter() + seconds

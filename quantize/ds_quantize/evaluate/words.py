@@ -64,11 +64,11 @@ def _words(text: str, offsets: list[tuple[int, int]]) -> Array:
     return found
 
 
-def heard(model: Any, passage: Passage) -> Heard:
-    """Run the model on the passage; each token is foreseen from those before it."""
-    ids = passage.ids
-    with torch.inference_mode():
-        scores = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+def heard(scores: torch.Tensor, passage: Passage) -> Heard:
+    """What the scores, float32 [tokens, vocabulary], say of the passage; each token is foreseen
+    from those before it.
+    """
+    ids, scores = passage.ids, scores[:-1]
     losses = cross_entropy(scores, ids[1:], reduction="none")
     finite = bool(torch.isfinite(scores).all())
     if not finite:
