@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,3 +103,20 @@ def _note(seen: Streamed, event: dict[str, Any], now: float) -> None:
             seen.pieces += 1
             seen.text += piece
         seen.finish = choice.get("finish_reason") or seen.finish
+
+
+def arrivals(port: int, path: str, body: dict[str, Any], done: threading.Event) -> list[float]:
+    """When each event of a streamed answer came, until its end, or until `done` is set."""
+    found: list[float] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        head = {"content-type": "application/json"}
+        connection.request("POST", path, json.dumps(body | {"stream": True}), head)
+        for line in connection.getresponse():
+            if line.startswith(b"data:"):
+                found.append(time.monotonic())
+            if done.is_set():
+                break
+    finally:
+        connection.close()
+    return found
