@@ -127,6 +127,21 @@ load = Gauge(
     ("model",),
     multiprocess_mode="livesum",
 )
+text_tokens = Gauge(
+    "ds_text_tokens_in_flight",
+    "Tokens of prompts and answers that the gateways have let in to a text model, estimated.",
+    ("model",),
+    multiprocess_mode="livesum",
+)
+text_waiting = Gauge(
+    "ds_text_waiting_requests",
+    "Text requests that wait in the gateways for room in the model.",
+    ("model",),
+    multiprocess_mode="livesum",
+)
+text_refused = Counter(
+    "ds_text_refused", "Text requests that were refused because the model was full.", ("model",)
+)
 
 
 def _machine(name: str, about: str, labels: tuple[str, ...] = ()) -> Gauge:

@@ -36,7 +36,10 @@ class Upstream:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.ended.clear()
         try:
-            self.asked = await reader.readuntil(b"\r\n\r\n")
+            asked = await reader.readuntil(b"\r\n\r\n")
+            if asked.startswith(b"GET /metrics"):  # it has none
+                return
+            self.asked = asked
             for part in self.parts:
                 writer.write(part)
                 await writer.drain()

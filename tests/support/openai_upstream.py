@@ -99,9 +99,9 @@ class OpenAIUpstream:
             return web.Response(text="done")
         if asked.get("stream"):
             return await self._stream(request, asked)
-        text = asked.get("messages", [{"content": ""}])[-1]["content"]
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-        choice["finish_reason"] = "stop"
+        text = asked.get("prompt") or asked.get("messages", [{"content": ""}])[-1]["content"]
+        choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+        choice |= {"finish_reason": "stop", "text": text}
         answer = {"id": "1", "object": "chat.completion", "created": 1, "path": path}
         answer |= {"model": asked.get("model", ""), "choices": [choice], "text": "heard"}
         return web.json_response(answer)

@@ -21,6 +21,7 @@ from ds_serve.gateway.text import TextBackend, text_backend
 from ds_serve.gateway.text_names import Names
 from ds_serve.gateway.whole import WholeBackend
 from ds_serve.security.guard import ANYBODY, Caller
+from ds_serve.security.text_ledger import TextLedger
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
@@ -81,6 +82,8 @@ class Gateway:
         self._served: dict[Key, Served] = {}
         self._newest: dict[str, Served] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._folder = folder
+        self._ledger: TextLedger | None = None
         self.names = Names(self)
 
     @property
@@ -249,6 +252,12 @@ class Gateway:
         for task in self._leaving.values():
             task.cancel()
         self._served, self._newest = {}, {}
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            if ledger.bell is not None:
+                asyncio.get_running_loop().remove_reader(ledger.bell.socket)
+            # Requests that break off count themselves off until then.
+            asyncio.get_running_loop().call_later(1.0, ledger.close)
         self.tracer.close()
 
     def _drop_lost(self, states: dict[Key, ModelState]) -> None:
@@ -281,13 +290,28 @@ class Gateway:
         if state.spec is None:
             raise _unavailable(state)
         if _is_text(state):
-            return text_backend(state)
+            return text_backend(state, self.limits, self._text_ledger())
         if _is_ensemble(state):
             return EnsembleBackend(state.spec, self.backend)
         kind = WholeBackend if state.spec.engine == PYTHON else TensorBackend
         backend = kind(state.spec, self.regions)
         await backend.connect(state.address)
         return backend
+
+    def _text_ledger(self) -> TextLedger:
+        """Made with the first text model."""
+        if self._ledger is None:
+            self._ledger = TextLedger(self._folder)
+            bell = self._ledger.bell
+            if bell is not None:
+                bell.heard.append(self._pump)
+                asyncio.get_running_loop().add_reader(bell.socket, bell.hear)
+        return self._ledger
+
+    def _pump(self) -> None:
+        """Another gateway has left room."""
+        for backend in self.texts().values():
+            backend.way.pump()
 
     def _retire(self, served: Served) -> None:
         task = asyncio.create_task(self._finish(served))

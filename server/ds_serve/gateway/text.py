@@ -24,12 +24,15 @@ from ds_engines.errors import (
 )
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway import text_statistics
+from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.gateway.text_body import read_json
 from ds_serve.gateway.text_hop import Reply
 from ds_serve.gateway.text_way import Ask, Way, WorkerWay
+from ds_serve.security.text_ledger import TextLedger
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Statistics, Tensor
+from ds_serve.upstream import SOCKET
 
 ELSEWHERE: Mapping[str, str] = {
     "model": "the request names its model itself",
@@ -134,11 +137,17 @@ class TextBackend:
         self.way.close(reason)
 
 
-def text_backend(state: ModelState) -> TextBackend:
+def text_backend(state: ModelState, limits: Limits, ledger: TextLedger) -> TextBackend:
     """The backend for what the supervisor says of a text model that is ready."""
-    assert state.spec is not None, "it is ready"
-    where = state.upstream.url.removeprefix("unix:") if state.upstream else state.address
-    return TextBackend(state.spec, WorkerWay(state.spec.name, state.spec.engine, [where]))
+    spec, upstream = state.spec, state.upstream
+    assert spec is not None, "it is ready"
+    seat = ledger.seat(spec.name)
+    if upstream is None:
+        addresses, model = list(state.replicas or (state.address,)), ""
+    else:
+        addresses, model = [upstream.url.removeprefix(SOCKET)], upstream.model
+    way = WorkerWay(spec.name, spec.engine, addresses, model=model, seat=seat, limits=limits)
+    return TextBackend(spec, way)
 
 
 def _asked(

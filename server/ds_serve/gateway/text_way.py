@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from hashlib import blake2b
 from typing import Protocol
 
 import msgspec
 
 from ds_engines.errors import Lost, ServeError, Unavailable
+from ds_serve.gateway.config import Limits
+from ds_serve.gateway.text_admission import Admission
 from ds_serve.gateway.text_body import Body, with_fields, with_model
 from ds_serve.gateway.text_hop import Hop, Reply
+from ds_serve.gateway.text_load import Load, read, together
 from ds_serve.gateway.text_replicas import in_order
+from ds_serve.security.text_ledger import Seat
+from ds_serve.upstream import ENGINE
+
+LOOK_SECONDS = 5.0
 
 SALTED = frozenset({"vllm"})
 """Engines that keep prefixes of different `cache_salt` apart."""
@@ -50,16 +59,28 @@ class Ask(msgspec.Struct):
             return self.body
         return with_model(self.content_type, self.body, model)
 
-    def for_engine(self, engine: str, salt: str) -> bytes:
-        """The body without what only the gateway understands, and with the key's own salt."""
-        if self.about is None or self.is_form:
+    def for_engine(self, engine: str, model: str = "") -> bytes:
+        """The body without what only the gateway understands, with the key's own salt, and with
+        the model's name of `model`, if any.
+        """
+        if self.about is None:
             return self.body
+        if self.is_form:
+            return self.named(model) if model else self.body
         changes: dict[str, object | None] = {}
-        if self.about.has_priority:
+        if model and model != self.about.model:
+            changes["model"] = model
+        if self.about.has_priority and engine != ENGINE:
             changes["priority"] = None
-        if salt and engine in SALTED:
-            changes["cache_salt"] = f"{salt}-{self.about.salt}" if self.about.salt else salt
+        if self.key and engine in SALTED:
+            changes["cache_salt"] = salted(self.key, self.about.salt)
         return with_fields(self.body, changes) if changes else self.body
+
+
+def salted(key: str, own: str) -> str:
+    """Different for each key, whatever salts of their own clients send."""
+    salt = blake2b(key.encode(), digest_size=12, person=b"ds-serve").hexdigest()
+    return f"{salt}-{own}" if own else salt
 
 
 class Way(Protocol):
@@ -79,6 +100,9 @@ class Way(Protocol):
     def forward(self, ask: Ask) -> AbstractAsyncContextManager[Reply]:
         """A context with the answer as it arrives. Raises the errors of ds_engines.errors."""
 
+    def pump(self) -> None:
+        """Let in who waits, as far as there is room."""
+
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
 
@@ -88,9 +112,23 @@ class WorkerWay:
 
     remote = False
 
-    def __init__(self, name: str, engine: str, addresses: Iterable[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: str,
+        addresses: Iterable[str],
+        *,
+        model: str = "",
+        seat: Seat,
+        limits: Limits,
+    ) -> None:
+        """`model`: what the workers call it, where that is another name."""
         self._name = name
+        self._model = model or name
         self._engine = engine
+        self._admission = Admission(
+            name, seat, self._look, limits.max_tokens_in_flight, limits.max_text_queue
+        )
         self._reason: ServeError | None = None
         self._lost = f"model {name!r} lost this request: its worker went away"
         self._hops: dict[str, Hop] = {}
@@ -109,9 +147,15 @@ class WorkerWay:
             self._leaving.discard(hop)
             hop.close(Lost(self._lost))
 
+    def pump(self) -> None:
+        """Others have left room."""
+        self._admission.pump()
+
     @property
     def in_flight(self) -> int:
-        return sum(hop.in_flight for hop in (*self._hops.values(), *self._leaving))
+        return self._admission.waiting + sum(
+            hop.in_flight for hop in (*self._hops.values(), *self._leaving)
+        )
 
     @property
     def addresses(self) -> list[str]:
@@ -119,9 +163,12 @@ class WorkerWay:
 
     @asynccontextmanager
     async def forward(self, ask: Ask) -> AsyncIterator[Reply]:
-        body = ask.for_engine(self._engine, ask.key)
+        body = ask.for_engine(self._engine, self._model if self._model != self._name else "")
         prefix = b"" if ask.about is None else ask.key.encode() + ask.about.prefix
         async with AsyncExitStack() as stack:
+            if ask.about is not None and ask.about.tokens:
+                room = self._admission.room(ask.key, ask.about.tokens, ask.priority, ask.timeout)
+                await stack.enter_async_context(room)
             yield await self._first(stack, ask, body, prefix)
 
     async def _first(self, stack: AsyncExitStack, ask: Ask, body: bytes, prefix: bytes) -> Reply:
@@ -154,8 +201,20 @@ class WorkerWay:
                     continue
             return reply
 
+    async def _look(self) -> Load:
+        """What the workers' metrics say of their caches."""
+        async with asyncio.timeout(LOOK_SECONDS):
+            return together(await asyncio.gather(*map(_load, list(self._hops.values()))))
+
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
         self._reason = reason
+        self._admission.close(reason)
         for hop in (*self._hops.values(), *self._leaving):
             hop.close(reason)
+
+
+async def _load(hop: Hop) -> Load:
+    async with hop.exchange("GET", "/metrics", b"", {}) as reply:
+        text = await reply.read()
+    return read(text.decode(errors="replace")) if reply.status == 200 else Load()

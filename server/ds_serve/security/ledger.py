@@ -8,16 +8,14 @@ change one step; the kernel lifts the locks of whoever dies.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ds_engines.errors import ConfigError, RateLimited
 from ds_serve.security.keys import Key
+from ds_serve.security.locks import Locks
 
 SLOTS = 16384
 """Keys with limits that one server can have in its life."""
@@ -34,7 +32,6 @@ _LOCKS = _END
 
 _NEW = GATEWAYS + SLOTS
 
-_TRIES = 200
 SECOND = 1_000_000_000
 
 
@@ -50,13 +47,14 @@ class Ledger:
         self._ids = view[_IDS:_FULL_AT].cast("Q")
         self._full_at = view[_FULL_AT:_COUNTS].cast("q")
         self._counts = view[_COUNTS:_END].cast("i")
+        self._locks = Locks(self._fd, _LOCKS)
         self._slots: dict[bytes, int] = {}
         self._place = self._take_place()
 
     def spend(self, key: Key) -> None:
         """A request that ends at once. Raises RateLimited saying when to come again."""
         slot = self._slot(key)
-        with self._locked(GATEWAYS + slot):
+        with self._locks.held(GATEWAYS + slot):
             self._spend(key, slot)
 
     def enter(self, key: Key) -> int:
@@ -64,7 +62,7 @@ class Ledger:
         RateLimited saying when to come again.
         """
         slot = self._slot(key)
-        with self._locked(GATEWAYS + slot):
+        with self._locks.held(GATEWAYS + slot):
             if key.concurrency:
                 self._check_room(key, slot)
             self._spend(key, slot)
@@ -112,17 +110,17 @@ class Ledger:
     def _take_off_the_dead(self, slot: int) -> None:
         for place in range(self._places[0]):
             at = place * SLOTS + slot
-            if self._counts[at] and place != self._place and self._try(place):
+            if self._counts[at] and place != self._place and self._locks.take(place):
                 self._counts[at] = 0
-                self._release(place)
+                self._locks.release(place)
 
     def _take_place(self) -> int:
         """The first that no living process holds; it is held until this one ends."""
         for place in range(GATEWAYS):
-            if self._try(place):
+            if self._locks.take(place):
                 mine = self._counts[place * SLOTS : (place + 1) * SLOTS]
                 mine[:] = memoryview(bytes(mine.nbytes)).cast("i")
-                with self._locked(_NEW):
+                with self._locks.held(_NEW):
                     self._places[0] = max(self._places[0], place + 1)
                 return place
         os.close(self._fd)
@@ -131,37 +129,10 @@ class Ledger:
     def _find(self, digest: bytes) -> int:
         """The key's slot, taken now where it has none. Raises RateLimited where none is left."""
         id = int.from_bytes(digest[:8], "little") or 1
-        with self._locked(_NEW):
+        with self._locks.held(_NEW):
             for step in range(SLOTS):
                 slot = (id + step) % SLOTS
                 if self._ids[slot] in (0, id):
                     self._ids[slot] = id
                     return slot
         raise RateLimited(f"this server has seen {SLOTS} keys with limits; it must be started anew")
-
-    @contextmanager
-    def _locked(self, byte: int) -> Iterator[None]:
-        """Others hold a lock for microseconds. One that was stopped meanwhile must not stop this
-        process too: then a request more or less is counted wrong.
-        """
-        mine = False
-        for _ in range(_TRIES):
-            if mine := self._try(byte):
-                break
-            time.sleep(0)
-        try:
-            yield
-        finally:
-            if mine:
-                self._release(byte)
-
-    def _try(self, byte: int) -> bool:
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCKS + byte)
-        except OSError:
-            return False
-        return True
-
-    def _release(self, byte: int) -> None:
-        with suppress(OSError):
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _LOCKS + byte)

@@ -17,6 +17,7 @@ from ds_serve.security import ledger as ledgers
 from ds_serve.security.guard import KeyGuard, Kind
 from ds_serve.security.keys import Key, entry, make
 from ds_serve.security.ledger import Ledger
+from ds_serve.security.locks import Locks
 
 PROCESS = """
 import json, sys, time
@@ -234,7 +235,7 @@ def test_reading_counts_for_the_rate(guarded):
 
 
 def test_there_are_places_for_so_many_gateways(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ledger, "_try", lambda self, byte: False)
+    monkeypatch.setattr(Locks, "take", lambda self, byte: False)
     with pytest.raises(ConfigError, match="up to 64 gateways"):
         Ledger(tmp_path / "limits")
 
