@@ -17,7 +17,7 @@ from ds_quantize import configuration, data, evaluate, libraries, sources, store
 from ds_quantize.context import Context
 from ds_quantize.data import Data
 from ds_quantize.errors import DataError, QuantizeError, RecipeError
-from ds_quantize.evaluate import Evaluation, engines
+from ds_quantize.evaluate import Evaluation, Side, engines
 from ds_quantize.forms import (
     FolderModel,
     Form,
@@ -37,8 +37,8 @@ EXPORT = "ds_quantize.torch_export"
 TO_OPENVINO = "ds_quantize.openvino_methods.folder"
 
 NOT_RUN = (
-    "nothing on this machine runs the plan: what was measured is the ONNX file that it was built "
-    "from, on the CPU"
+    "nothing on this machine runs the plan: its answers are those of the ONNX file that it was "
+    "built from, on the CPU, and neither its speed nor its memory was measured"
 )
 SAME_DATA = (
     "calibration and evaluation data are the same: what was learned from these rows is judged by "
@@ -79,9 +79,17 @@ class Candidate:
     steps: list[Measured] = field(default_factory=list)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What the reader of the report should know of how it was judged."""
-        return () if self.made is self.judged else (NOT_RUN,)
+    def stand_in(self) -> str:
+        """What the reader of the report should know where it is not the model itself."""
+        return "" if self.made is self.judged else NOT_RUN
+
+    def told(self, found: Evaluation) -> Evaluation:
+        """What was found of a stand-in, as it is true of the model itself."""
+        plan = self.made.model
+        if not self.stand_in or not isinstance(plan, PlanModel):
+            return found
+        side = Side(path=str(plan.path), engine="tensorrt", size_bytes=engines.size(plan))
+        return msgspec.structs.replace(found, candidate=side, stand_in=self.stand_in)
 
 
 @dataclass
@@ -139,13 +147,15 @@ class Pipeline:
         evaluation = self.evaluation
         if evaluation is None:
             raise DataError("nothing can be proven without evaluation data; give --evaluation")
-        metric = self.job.metric or candidate.recipe.metric
+        metric, options = self.job.metric or candidate.recipe.metric, self.job.options
+        if candidate.stand_in:
+            options = msgspec.structs.replace(options, batches=(), memory=False)
         inputs = self._judges(candidate.judged.model) | {
             "baseline": (baseline := self._beside(candidate)).key,
             "candidate": candidate.judged.key,
             "data": evaluation.digest,
             "metric": [metric, _digests(_file_of(metric))],
-            "options": msgspec.to_builtins(self.job.options),
+            "options": msgspec.to_builtins(options),
         }
 
         def make(folder: Path) -> Measured:
@@ -155,13 +165,13 @@ class Pipeline:
                 evaluation,
                 metric,
                 self._context(folder, self.original.model, {}),
-                self.job.options,
+                options,
             )
             return {"evaluation": msgspec.to_builtins(found)}
 
         done = self.stages.run("evaluate", inputs, make)
-        found = msgspec.convert(done.result["evaluation"], Evaluation)
-        notes = (*found.notes, *candidate.notes, *self._notes(candidate.recipe))
+        found = candidate.told(msgspec.convert(done.result["evaluation"], Evaluation))
+        notes = (*found.notes, *self._notes(candidate.recipe))
         return msgspec.structs.replace(found, notes=notes)
 
     def _beside(self, candidate: Candidate) -> Keyed:

@@ -78,7 +78,7 @@ class Stages:
         found = self._found(folder, key)
         if found is None:
             found = self._made(folder, name, key, make)
-        else:
+        elif key not in {done.key for done in self.done}:
             self.reporter.reused(name)
         self.done.append(found)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -72,12 +72,16 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     return field.default if made is msgspec.NODEFAULT else made()
 
 
-def _needs(steps: Iterable[Method | type[Method]]) -> list[str]:
-    found = {
-        "calibration data": any(step.needs_calibration for step in steps),
-        "labels": any(step.needs_labels for step in steps),
-    }
-    return [need for need, wanted in found.items() if wanted]
+def _needs(steps: Sequence[Method | type[Method]]) -> list[str]:
+    found = {"calibration data": "needs_calibration", "labels": "needs_labels"}
+    said = []
+    for need, name in found.items():
+        wanted = [getattr(step, name) for step in steps]
+        if any(isinstance(each, property) for each in wanted):
+            said.append(f"{need}, with some settings")
+        elif any(wanted):
+            said.append(need)
+    return said
 
 
 def _table(*columns: str) -> Table:

@@ -107,7 +107,7 @@ def end(result: Proven, opened: Pipeline, arguments: argparse.Namespace, console
     """Tell the result, and promote it where it passed; the exit status."""
     output: Path = arguments.output
     console.print(text.comparison(result.evaluation))
-    for note in result.evaluation.notes:
+    for note in result.evaluation.remarks:
         console.print(f"note: {note}", markup=False)
     for reason in result.verdict.reasons:
         console.print(f"not passed: {reason}", markup=False)

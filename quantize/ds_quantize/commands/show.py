@@ -90,5 +90,5 @@ def _measured(found: Manifest, console: Console) -> None:
     except msgspec.ValidationError:
         return
     console.print(text.comparison(evaluation))
-    for note in evaluation.notes:
+    for note in evaluation.remarks:
         console.print(f"note: {note}", markup=False)

@@ -110,6 +110,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     is wrong by itself (an output that is constant, or not finite); a gate never passes one.
     `notes`: what the reader should know. `joined_rows`: so many rows are a batch at most, as the
     candidate's rounding makes them change one another; 0 where they do not, or no batch is formed.
+    `stand_in`: what was measured in the candidate's place, where nothing here runs that.
     """
 
     data: str
@@ -126,6 +127,12 @@ class Evaluation(msgspec.Struct, frozen=True):
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     joined_rows: int = 0
+    stand_in: str = ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that the reader should know."""
+        return (self.stand_in, *self.notes) if self.stand_in else self.notes
 
     @property
     def quality(self) -> Quality:

@@ -11,6 +11,12 @@ from ds_quantize.method import Method
 
 Strength = Annotated[float, Meta(ge=0, le=1)]
 GroupSize = Literal[32, 64, 128]
+NO_INT8_CACHE = (
+    "llm-kv-cache: vLLM loads no scales of an INT8 cache, and refuses a folder that has them; its "
+    "own INT8 cache needs none (vllm serve --kv-cache-dtype int8_per_token_head, on a GPU). Give "
+    "type: fp8, or for OpenVINO on a CPU the method openvino-kv-cache"
+)
+
 Weights = Literal["none", "int4", "int8", "fp8"]
 
 
@@ -108,12 +114,12 @@ class LlmFp8(OnFolder, frozen=True, tag="llm-fp8"):
 
 
 class LlmKvCache(OnFolder, frozen=True, tag="llm-kv-cache"):
-    """Eight bits for keys and values that a language model remembers, so that more fit.
+    """FP8 keys and values in what a language model remembers, so that more fits.
 
-    `type`: fp8 is what vLLM has a cache for; int8 is for other runtimes. `weights` are rounded to
-    nearest in the same step: none leaves them, fp8 makes activations FP8 too. Scales come from
-    `samples` texts of calibration data (0 for all) of up to `tokens` tokens. `ignore`: names of
-    layers whose weights stay as they are, or `re:` and a regular expression.
+    `type`: vLLM loads scales of FP8 alone, and refuses a folder with those of INT8. `weights` are
+    rounded to nearest in the same step: none leaves them, fp8 makes activations FP8 too. Scales
+    come from `samples` texts of calibration data (0 for all) of up to `tokens` tokens. `ignore`:
+    names of layers whose weights stay as they are, or `re:` and a regular expression.
     """
 
     handler: ClassVar[str] = "ds_quantize.llm_methods.compress:kv_cache"
@@ -122,3 +128,7 @@ class LlmKvCache(OnFolder, frozen=True, tag="llm-kv-cache"):
     type: Literal["fp8", "int8"] = "fp8"
     weights: Weights = "none"
     group_size: GroupSize = 64
+
+    def __post_init__(self) -> None:
+        if self.type == "int8":
+            raise ValueError(NO_INT8_CACHE)

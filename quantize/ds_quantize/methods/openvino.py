@@ -14,7 +14,7 @@ from ds_quantize.method import Method
 from ds_quantize.methods.llm import GroupSize
 
 Share = Annotated[float, Meta(ge=0, le=1)]
-Cache = Literal["u8", "u4", "f16", "bf16"]
+Cache = Literal["u8", "f16"]
 
 
 class OnOpenVino(Method, frozen=True):
@@ -30,8 +30,8 @@ class OnOpenVino(Method, frozen=True):
 class OpenVinoKvCache(OnOpenVino, frozen=True, tag="openvino-kv-cache"):
     """How a language model's keys and values are remembered, for OpenVINO on a CPU.
 
-    `cache`: u8 is INT8 with a scale and a zero point for each group, u4 INT4, f16 and bf16 are for
-    comparisons. It is written into the model, where the runtime reads it.
+    `cache`: u8 is INT8, with scales and zero points that the runtime finds as tokens come; f16 is
+    16 bits. It is written into the model, where the runtime reads it.
     """
 
     handler: ClassVar[str] = "ds_quantize.openvino_methods.compress:kv_cache"
@@ -41,8 +41,8 @@ class OpenVinoInt8Weights(OnOpenVino, frozen=True, tag="openvino-int8-weights"):
     """INT8 weights of a language model, for OpenVINO on a CPU.
 
     A scale for each output channel, and a zero point unless `symmetric`. `cache`: how keys and
-    values are remembered, u8 (INT8), u4 (INT4), f16 or bf16. `ignore`: names of the graph's
-    operations to leave as they are, or `re:` and a regular expression.
+    values are remembered, u8 (INT8) or f16. `ignore`: names of the graph's operations to leave as
+    they are, or `re:` and a regular expression.
     """
 
     handler: ClassVar[str] = "ds_quantize.openvino_methods.compress:int8_weights"
@@ -59,9 +59,8 @@ class OpenVinoInt4Weights(OnOpenVino, frozen=True, tag="openvino-int4-weights"):
     sensitive first; the rest, the table of words and the last layer get 8. `awq` scales the
     channels that matter most, `scale_estimation` looks for the scales with the least error of a
     layer's output, both by `samples` texts of calibration data (0 for all) of up to `tokens`
-    tokens. `cache`: how keys and values are remembered, u8 (INT8), u4 (INT4), f16 or bf16.
-    `ignore`: names of the graph's operations to leave as they are, or `re:` and a regular
-    expression.
+    tokens. `cache`: how keys and values are remembered, u8 (INT8) or f16. `ignore`: names of the
+    graph's operations to leave as they are, or `re:` and a regular expression.
     """
 
     handler: ClassVar[str] = "ds_quantize.openvino_methods.compress:int4_weights"

@@ -28,6 +28,9 @@ from ds_quantize.openvino_methods import folder
 SMALL = 1024
 """Elements of a constant below which it is none of the weights."""
 
+POINT = "zero_point"
+"""How the library ends the names of constants that are zero points."""
+
 nncf.set_log_level(logging.ERROR)
 
 
@@ -158,7 +161,7 @@ def _measured(graph: Any, method: OnOpenVino) -> Measured:
     """How many weights there are of each type."""
     weights: Counter[str] = Counter()
     for node in graph.get_ops():
-        if node.get_type_name() == "Constant":
+        if node.get_type_name() == "Constant" and not node.get_friendly_name().endswith(POINT):
             output = node.output(0)
             count = int(np.prod(tuple(output.get_shape()) or (1,)))
             if count >= SMALL:

@@ -11,23 +11,26 @@ import openvino as ov  # type: ignore[import-untyped]
 from ds_engines.base import Array
 from ds_engines.openvino_export import MODEL
 from ds_quantize.errors import SourceError
+from ds_quantize.openvino_methods.folder import CACHE
 
 
 class Stateful:
     """The model of a folder on the CPU, with the precisions that it is served in.
 
-    Raises SourceError where it cannot be loaded.
+    One that does not say how keys and values are to be remembered is as it was made, and keeps
+    them in 16 bits here. Raises SourceError where it cannot be loaded.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
         core = ov.Core()
         try:
             model = core.read_model(folder / MODEL)
-            compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads})
+            plain = {} if model.has_rt_info(CACHE) else {"KV_CACHE_PRECISION": "f16"}
+            given = {"INFERENCE_NUM_THREADS": threads} | plain
+            compiled = core.compile_model(model, "CPU", given)
         except RuntimeError as error:
             line = str(error).strip().rpartition("\n")[2]
             raise SourceError(f"OpenVINO cannot load {folder / MODEL}: {line}") from error
-        self.cache: str = compiled.get_property("KV_CACHE_PRECISION").get_type_name()
         self._request: Any = compiled.create_infer_request()
         self.past = 0
 

@@ -39,6 +39,7 @@ def page(evaluation: Evaluation, verdict: Verdict, recipe: Any, measured: Measur
     said = plain(recipe)
     name = said.get("name", "") if isinstance(said, dict) else ""
     sections = (
+        *_stand_in(evaluation),
         *_reasons(verdict),
         *_limits(said, verdict),
         *_quality(evaluation),
@@ -63,9 +64,11 @@ def page(evaluation: Evaluation, verdict: Verdict, recipe: Any, measured: Measur
 
 def _about(evaluation: Evaluation) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    models = "original and stand-in" if evaluation.stand_in else "both models"
+    threads = f"{evaluation.threads} thread{'' if evaluation.threads == 1 else 's'}"
     return (
-        f"{evaluation.rows:,} rows of {evaluation.data}, both models in "
-        f"{evaluation.baseline.engine} with {evaluation.threads} threads, {when}"
+        f"{evaluation.rows:,} rows of {evaluation.data}, {models} in {evaluation.baseline.engine} "
+        f"with {threads}, {when}"
     )
 
 
@@ -90,6 +93,11 @@ def _card(label: str, value: str, below: str) -> str:
         f'<div class="card"><span>{_text(label)}</span><b>{_text(value)}</b>'
         f"<span>{_text(below)}</span></div>"
     )
+
+
+def _stand_in(evaluation: Evaluation) -> Iterator[str]:
+    if evaluation.stand_in:
+        yield _section("Not run here", _list((evaluation.stand_in,)), "notes")
 
 
 def _reasons(verdict: Verdict) -> Iterator[str]:

@@ -66,7 +66,7 @@ class Trainer:
     def _fit(self, module: nn.Module, epochs: int, what: str) -> None:
         course, kept = self._course(module, epochs), self.checkpoints.next()
         begun = course.restore(kept.load())
-        if begun:
+        if 0 < begun < epochs:
             said = f"{self.method.name}{what}: goes on after epoch {begun} of {epochs}"
             self.context.progress.say(said)
         for epoch in range(begun, epochs):
