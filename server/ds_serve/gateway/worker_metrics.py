@@ -68,7 +68,7 @@ def _addresses(state: ModelState) -> list[tuple[str, str]]:
 
 def _replica(address: str, index: int) -> str:
     """The number in its socket's folder, which stays when another replica goes; else the place."""
-    found = re.search(r"/replica-(\d+)/", address)
+    found = re.search(r"/r(\d+)/", address)
     return found[1] if found else str(index)
 
 

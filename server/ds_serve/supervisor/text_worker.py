@@ -63,11 +63,11 @@ class SocketKeeper(WorkerKeeper):
             if status == OK:
                 well = time.monotonic()
                 await self._look(session, process)
+            elif self._is_lost(process, status):
+                return
             elif time.monotonic() - well > self._hang_timeout:
                 process.kill(f"its worker hung: not healthy for over {self._hang_timeout:g} s")
                 return
-            else:
-                self._unwell(process, status)
 
     def _look_at_start(self) -> None:
         """It is not up yet."""
@@ -79,8 +79,11 @@ class SocketKeeper(WorkerKeeper):
     async def _look(self, session: aiohttp.ClientSession, process: Process) -> None:
         """It is healthy, as far as it says."""
 
-    def _unwell(self, process: Process, status: int) -> None:
-        """It says that it is not healthy, by an HTTP status, or nothing: 0."""
+    def _is_lost(self, process: Process, status: int) -> bool:
+        """Whether there is no hope in what it says of its health, an HTTP status, or nothing: 0;
+        then it has been killed.
+        """
+        return False
 
     def _ask_to_stop(self, process: Process, grace: float) -> None:
         process.terminate()

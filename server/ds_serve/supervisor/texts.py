@@ -71,6 +71,6 @@ class Hiring:
         return TextWorkerKeeper(self._spec, command, home, hang, changed)
 
     def _home(self, number: int) -> Path:
-        home = self._folder / f"replica-{number}"
+        home = self._folder / f"r{number}"
         home.mkdir()
         return home

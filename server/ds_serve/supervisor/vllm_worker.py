@@ -49,11 +49,9 @@ class VllmKeeper(SocketKeeper):
         self._progress = folder / "progress"
         self._watchdog = probes.Watchdog(hang_timeout, time.monotonic)
         self._next_look = 0.0
-        self._unwell_times = 0
 
     async def _start(self, incarnation: int) -> Process:
         self._progress.unlink(missing_ok=True)
-        self._unwell_times = 0
         job = self._make(self._socket(incarnation), self._progress)
         file = self._folder / f"{incarnation}.json"
         file.write_bytes(msgspec.json.encode(job))
@@ -87,7 +85,6 @@ class VllmKeeper(SocketKeeper):
         return True
 
     async def _look(self, session: aiohttp.ClientSession, process: Process) -> None:
-        self._unwell_times = 0
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + self._hang_timeout / LOOKS
@@ -101,8 +98,8 @@ class VllmKeeper(SocketKeeper):
                     f"{self._hang_timeout:g} s, and answered no other request"
                 )
 
-    def _unwell(self, process: Process, status: int) -> None:
+    def _is_lost(self, process: Process, status: int) -> bool:
         """vLLM answers so once its engine is dead, and ends some seconds later, which are lost."""
-        self._unwell_times = self._unwell_times + 1 if status == UNAVAILABLE else 0
-        if self._unwell_times > 1:
+        if status == UNAVAILABLE:
             process.kill(f"its engine died{': ' if process.said else ''}{process.said}")
+        return status == UNAVAILABLE

