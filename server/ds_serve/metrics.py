@@ -142,6 +142,23 @@ text_waiting = Gauge(
 text_refused = Counter(
     "ds_text_refused", "Text requests that were refused because the model was full.", ("model",)
 )
+upstream_answers = Counter(
+    "ds_upstream_answers",
+    "Answers of other servers, by status; lost where there was none.",
+    ("model", "code"),
+)
+upstream_retries = Counter(
+    "ds_upstream_retries", "Requests that were sent to another server again.", ("model",)
+)
+upstream_breaker = Gauge(
+    "ds_upstream_breaker",
+    "Whether another server is asked: 0 yes, 1 one request is a proof, 2 it is left alone.",
+    ("model",),
+    multiprocess_mode="livemax",
+)
+stand_ins = Counter(
+    "ds_text_stand_ins", "Text requests that another model answered.", ("model", "by")
+)
 
 
 def _machine(name: str, about: str, labels: tuple[str, ...] = ()) -> Gauge:

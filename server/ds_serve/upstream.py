@@ -24,13 +24,19 @@ class Upstream(msgspec.Struct, frozen=True, array_like=True):
     """A model of an OpenAI-compatible server.
 
     `url` is the address that its paths such as /chat/completions follow, as https://host/v1, or
-    unix:/path/of/socket. `model` is the name that it has there; "" where it is the same. `key`
-    says where its key is: a file's path or env:VARIABLE; "" where it needs none.
+    unix:/path/of/socket, or several of them with commas between. `model` is the name
+    that it has there; "" where it is the same. `key` says where its key is: a file's path or
+    env:VARIABLE; "" where it needs none.
     """
 
     url: str
     model: str = ""
     key: str = ""
+
+    @property
+    def urls(self) -> list[str]:
+        """Of all servers that have it."""
+        return self.url.split(",")
 
     @property
     def remote(self) -> bool:
@@ -48,23 +54,33 @@ class Upstream(msgspec.Struct, frozen=True, array_like=True):
 
 
 def is_address(value: str) -> bool:
-    return _ADDRESS.match(value) is not None
+    """Whether it names a server, and not a file on one."""
+    return _ADDRESS.match(value) is not None and not value.endswith((".onnx", ".gguf"))
 
 
 def parse(address: str) -> Upstream:
-    """`https://host/v1#model-id` or `unix:/path#model-id`. Raises ConfigError."""
-    url, _, model = address.partition("#")
+    """`https://host/v1#model-id` or `unix:/path#model-id`, or several addresses with commas between
+    that have the model under one name. Raises ConfigError.
+    """
+    urls, _, model = address.partition("#")
+    each = [_url(url, address) for url in urls.split(",")]
+    if len({url.startswith(SOCKET) for url in each}) > 1:
+        raise ConfigError(f"--model {address}: its servers are here and elsewhere; name all alike")
+    return Upstream(",".join(each), model)
+
+
+def _url(url: str, address: str) -> str:
     if url.lower().startswith(SOCKET):
         path = url[len(SOCKET) :]
         if not path.startswith("/"):
             raise ConfigError(f"--model {address}: unix: needs the whole path of a socket")
-        return Upstream(SOCKET + path, model)
+        return SOCKET + path
     parts = urlsplit(url)
     if parts.username or parts.password:
         raise ConfigError("--model: an address holds no key: give it by --upstream-key NAME=FILE")
     if not parts.hostname or parts.query:
         raise ConfigError(f"--model {address}: an address is https://HOST/PATH#MODEL-ID")
-    return Upstream(url.rstrip("/"), model)
+    return url.rstrip("/")
 
 
 def keys(given: Sequence[str], names: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from aiohttp import web
 class OpenAIUpstream:
     """Serves in a thread, on a Unix socket or a free port, in a `with` block.
 
-    `seen`: what it was asked: method, path, headers, and the body as bytes. `failures`: statuses
+    `seen`: what it was asked: method, path, headers in small letters, and the body. `failures`: statuses
     that it answers with next, each once; 0 breaks the connection off. `retry_after` goes with
     them. `seconds`: how long an answer takes.
     """
@@ -63,7 +63,8 @@ class OpenAIUpstream:
         body = await request.read()
         if request.path == "/metrics":
             return web.Response(text=self.metrics)
-        self.seen.append((request.method, request.path_qs, dict(request.headers), body))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.seen.append((request.method, request.path_qs, headers, body))
         if self.failures:
             return self._fail(request, self.failures.pop(0))
         self.running += 1

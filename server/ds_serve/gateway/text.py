@@ -28,11 +28,11 @@ from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.gateway.text_body import read_json
 from ds_serve.gateway.text_hop import Reply
+from ds_serve.gateway.text_upstream import UpstreamWay
 from ds_serve.gateway.text_way import Ask, Way, WorkerWay
 from ds_serve.security.text_ledger import TextLedger
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Statistics, Tensor
-from ds_serve.upstream import SOCKET
 
 ELSEWHERE: Mapping[str, str] = {
     "model": "the request names its model itself",
@@ -142,12 +142,10 @@ def text_backend(state: ModelState, limits: Limits, ledger: TextLedger) -> TextB
     spec, upstream = state.spec, state.upstream
     assert spec is not None, "it is ready"
     seat = ledger.seat(spec.name)
-    if upstream is None:
-        addresses, model = list(state.replicas or (state.address,)), ""
-    else:
-        addresses, model = [upstream.url.removeprefix(SOCKET)], upstream.model
-    way = WorkerWay(spec.name, spec.engine, addresses, model=model, seat=seat, limits=limits)
-    return TextBackend(spec, way)
+    if upstream is not None:
+        return TextBackend(spec, UpstreamWay(spec.name, upstream, seat=seat, limits=limits))
+    workers = state.replicas or (state.address,)
+    return TextBackend(spec, WorkerWay(spec.name, spec.engine, workers, seat=seat, limits=limits))
 
 
 def _asked(

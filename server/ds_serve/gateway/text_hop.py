@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from ds_engines.errors import EngineFailure, Lost, ServeError
+from ds_serve.gateway.text_load import Load, read
 
 IDLE_SECONDS = 4.0
 """Younger than the 5 s after which uvicorn, and so vLLM, closes a connection that is idle."""
@@ -369,3 +370,10 @@ class Hop:
             if connection_of is not None:
                 with suppress(RuntimeError):
                     connection_of.abort()
+
+
+async def load_of(hop: Hop) -> Load:
+    """What a server's metrics say of its cache. Raises Lost."""
+    async with hop.exchange("GET", "/metrics", b"", {}) as reply:
+        text = await reply.read()
+    return read(text.decode(errors="replace")) if reply.status == 200 else Load()

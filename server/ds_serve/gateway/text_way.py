@@ -14,8 +14,8 @@ from ds_engines.errors import Lost, ServeError, Unavailable
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.text_admission import Admission
 from ds_serve.gateway.text_body import Body, with_fields, with_model
-from ds_serve.gateway.text_hop import Hop, Reply
-from ds_serve.gateway.text_load import Load, read, together
+from ds_serve.gateway.text_hop import Hop, Reply, load_of
+from ds_serve.gateway.text_load import Load, together
 from ds_serve.gateway.text_replicas import in_order
 from ds_serve.security.text_ledger import Seat
 from ds_serve.upstream import ENGINE
@@ -59,17 +59,19 @@ class Ask(msgspec.Struct):
             return self.body
         return with_model(self.content_type, self.body, model)
 
-    def for_engine(self, engine: str, model: str = "") -> bytes:
+    def for_engine(self, engine: str, names: tuple[str, str] = ("", "")) -> bytes:
         """The body without what only the gateway understands, with the key's own salt, and with
-        the model's name of `model`, if any.
+        the second of two names where it has the first. Adapters keep their names.
         """
         if self.about is None:
             return self.body
+        mine, theirs = names
+        renamed = mine != theirs and self.about.model == mine
         if self.is_form:
-            return self.named(model) if model else self.body
+            return self.named(theirs) if renamed else self.body
         changes: dict[str, object | None] = {}
-        if model and model != self.about.model:
-            changes["model"] = model
+        if renamed:
+            changes["model"] = theirs
         if self.about.has_priority and engine != ENGINE:
             changes["priority"] = None
         if self.key and engine in SALTED:
@@ -118,13 +120,10 @@ class WorkerWay:
         engine: str,
         addresses: Iterable[str],
         *,
-        model: str = "",
         seat: Seat,
         limits: Limits,
     ) -> None:
-        """`model`: what the workers call it, where that is another name."""
         self._name = name
-        self._model = model or name
         self._engine = engine
         self._admission = Admission(
             name, seat, self._look, limits.max_tokens_in_flight, limits.max_text_queue
@@ -163,7 +162,7 @@ class WorkerWay:
 
     @asynccontextmanager
     async def forward(self, ask: Ask) -> AsyncIterator[Reply]:
-        body = ask.for_engine(self._engine, self._model if self._model != self._name else "")
+        body = ask.for_engine(self._engine)
         prefix = b"" if ask.about is None else ask.key.encode() + ask.about.prefix
         async with AsyncExitStack() as stack:
             if ask.about is not None and ask.about.tokens:
@@ -204,7 +203,7 @@ class WorkerWay:
     async def _look(self) -> Load:
         """What the workers' metrics say of their caches."""
         async with asyncio.timeout(LOOK_SECONDS):
-            return together(await asyncio.gather(*map(_load, list(self._hops.values()))))
+            return together(await asyncio.gather(*map(load_of, list(self._hops.values()))))
 
     def close(self, reason: ServeError) -> None:
         """Requests in flight break off; they then raise `reason`."""
@@ -212,9 +211,3 @@ class WorkerWay:
         self._admission.close(reason)
         for hop in (*self._hops.values(), *self._leaving):
             hop.close(reason)
-
-
-async def _load(hop: Hop) -> Load:
-    async with hop.exchange("GET", "/metrics", b"", {}) as reply:
-        text = await reply.read()
-    return read(text.decode(errors="replace")) if reply.status == 200 else Load()

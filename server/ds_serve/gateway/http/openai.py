@@ -19,6 +19,7 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec
+from ds_serve import metrics
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer, Headers, Scope
 from ds_serve.gateway.http.frame import EVENT_END, Framed, Out
@@ -114,6 +115,7 @@ class OpenAIRoutes(Framed):
                 continue
             if await self._tried(ask, backend, out):
                 return
+            metrics.stand_ins.labels(backend.spec.name, other).inc()
             backend = self._gateway.text(other)
             ask.body = ask.named(other)
             ask.about = about._replace(model=other)

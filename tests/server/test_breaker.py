@@ -1,0 +1,66 @@
+"""When a server that fails is left alone, and when it is tried again."""
+
+from __future__ import annotations
+
+from ds_serve.gateway.breaker import CLOSED, FAILURES, HALF_OPEN, LONGEST, OPEN, PAUSE, Breaker
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def broken() -> tuple[Breaker, Clock]:
+    clock = Clock()
+    breaker = Breaker(clock)
+    for _ in range(FAILURES):
+        assert breaker.allows()
+        breaker.failed()
+    return breaker, clock
+
+
+def test_failures_in_a_row_open_it() -> None:
+    breaker, _ = broken()
+    assert breaker.state == OPEN
+    assert not breaker.allows()
+    assert breaker.wait == PAUSE
+
+
+def test_a_success_between_them_starts_the_count_anew() -> None:
+    breaker = Breaker(Clock())
+    for _ in range(3):
+        for _ in range(FAILURES - 1):
+            breaker.failed()
+        breaker.succeeded()
+    assert breaker.state == CLOSED
+
+
+def test_one_request_is_the_proof() -> None:
+    breaker, clock = broken()
+    clock.now += PAUSE
+    assert breaker.allows()
+    assert breaker.state == HALF_OPEN
+    assert not breaker.allows(), "one is enough"
+    breaker.succeeded()
+    assert breaker.allows()
+
+
+def test_a_proof_that_fails_makes_the_pause_longer() -> None:
+    breaker, clock = broken()
+    pause = PAUSE
+    for _ in range(10):
+        clock.now += pause
+        assert breaker.allows()
+        breaker.failed()
+        pause = min(2 * pause, LONGEST)
+        assert breaker.wait == pause
+
+
+def test_a_proof_that_nobody_waited_for_is_none() -> None:
+    breaker, clock = broken()
+    clock.now += PAUSE
+    assert breaker.allows()
+    breaker.gave_up()
+    assert breaker.allows(), "the next one is"
