@@ -90,7 +90,7 @@ class TextEngine:
         self._numbers = 0
         self._adapters = Adapters(info, config.lora) if config.lora else None
         everything = self._adapters.all() if self._adapters is not None else None
-        self._pipeline = pipeline(config, self.blocks, everything)
+        self._pipeline = pipeline(config, self.blocks, info.cache, everything)
         self._adapter: str | None = None if self._adapters is not None else ""
         self._vocabulary = info.vocabulary
         self._checker: ConstraintChecker | None = None
@@ -249,6 +249,9 @@ class TextEngine:
         return delta
 
 
+_WIDE = {"f16": 2, "bf16": 2, "f32": 4}
+"""Bytes of a number in a cache that is not quantized."""
+
 _FINISHES: dict[str, Finish] = {
     "NONE": "",
     "STOP": "stop",
@@ -258,12 +261,15 @@ _FINISHES: dict[str, Finish] = {
 
 
 def _block_bytes(info: ModelInfo) -> int:
-    """One block of an 8-bit KV cache over all layers.
+    """One block of the KV cache over all layers.
 
-    Keys are quantized by channel and values by token, each with a 4-byte scale and zero point,
-    so a head's token takes 2 x size for the numbers, 8 for the value and size / 4 for the key.
+    Of 8 bits, keys are quantized by channel and values by token, each with a 4-byte scale and zero
+    point, so a head's token takes 2 x size for the numbers, 8 for the value and size / 4 for the
+    key.
     """
     per_token = 2 * info.head_size + 8 + info.head_size // 4
+    if info.cache in _WIDE:
+        per_token = 2 * info.head_size * _WIDE[info.cache]
     return info.layers * info.heads_kv * BLOCK * per_token
 
 

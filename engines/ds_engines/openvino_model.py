@@ -7,6 +7,7 @@ the Hugging Face configuration that it was converted from.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ TOKENIZERS = ("gpt2",)
 END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<|eom_id|>", "</s>")
 
 IR = "openvino_model.xml"
+CACHE = "u8"
+"""The type of keys and values in the cache, where a folder's model does not ask for another."""
+
+_CACHE = re.compile(rb'<KV_CACHE_PRECISION value="(\w+)"')
+_TAIL = 1 << 16
+"""Bytes at the end of the model's file, where its settings are."""
+
 _FOLDER_FILES = (IR, "openvino_model.bin", "openvino_tokenizer.xml", "config.json")
 
 
@@ -28,7 +36,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """One model. `path` is the GGUF file, or the folder.
 
     `context_length` is in tokens, 0 where the model sets no bound; `vocabulary` is the number of
-    its output tokens; `stops` end an answer. `gguf` is set for a GGUF file.
+    its output tokens; `stops` end an answer. `gguf` is set for a GGUF file. `cache` is the type
+    that keys and values are remembered in, as OpenVINO calls it.
     """
 
     path: Path
@@ -42,6 +51,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     stops: frozenset[int]
     chat_template: str | None
     gguf: GgufInfo | None = None
+    cache: str = CACHE
 
 
 def check_artifact(path: Path) -> ModelInfo:
@@ -108,6 +118,7 @@ def _folder(path: Path) -> ModelInfo:
         vocabulary=_number(config, "vocab_size"),
         stops=_stops(path, config),
         chat_template=_template(path),
+        cache=_cache(path / IR),
     )
     if not (found.layers and found.heads_kv and found.head_size and found.vocabulary):
         raise LoadError(
@@ -115,6 +126,14 @@ def _folder(path: Path) -> ModelInfo:
             "the model has"
         )
     return found
+
+
+def _cache(path: Path) -> str:
+    """The type that ds-quantize, or optimum-intel, has written into the model."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        found = _CACHE.search(file.read())
+    return found.group(1).decode() if found else CACHE
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -68,14 +68,14 @@ def genai() -> Any:
     return module
 
 
-def pipeline(config: TextConfig, blocks: int, adapters: Any) -> Any:
-    """The library's pipeline with `blocks` of KV cache. Raises LoadError."""
+def pipeline(config: TextConfig, blocks: int, cache: str, adapters: Any) -> Any:
+    """The library's pipeline with `blocks` of KV cache of that type. Raises LoadError."""
     scheduler = genai().SchedulerConfig()
     scheduler.num_kv_blocks = blocks
     scheduler.enable_prefix_caching = config.prefix_caching and not config.lora
     scheduler.max_num_batched_tokens = max(256, config.max_seqs)
     scheduler.max_num_seqs = config.max_seqs
-    properties: dict[str, Any] = {"KV_CACHE_PRECISION": "u8"}
+    properties: dict[str, Any] = {"KV_CACHE_PRECISION": cache}
     if config.threads:
         properties["INFERENCE_NUM_THREADS"] = config.threads
         properties["sampler_num_threads"] = config.threads

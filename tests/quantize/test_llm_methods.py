@@ -95,17 +95,17 @@ def test_the_folder_says_how_it_is_quantized(case: str, model: FolderModel, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("type_", "said"), [("fp8", "float"), ("int8", "int")])
+@pytest.mark.parametrize("weights", ["none", "fp8"])
 def test_the_cache_of_keys_and_values_has_its_scales(
-    type_: str, said: str, model: FolderModel, tmp_path: Path
+    weights: str, model: FolderModel, tmp_path: Path
 ) -> None:
-    method = LlmKvCache(type=type_, weights="none" if type_ == "int8" else "fp8")
+    method = LlmKvCache(weights=weights)
     folder, config, _ = applied(model, method, tmp_path)
     scheme = config["kv_cache_scheme"]
-    wanted = {"num_bits": 8, "type": said, "strategy": "tensor", "symmetric": True}
+    wanted = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
     assert wanted.items() <= scheme.items()
     assert not scheme["dynamic"]
-    assert len(config["config_groups"]) == (0 if type_ == "int8" else 1)
+    assert len(config["config_groups"]) == (0 if weights == "none" else 1)
     scales = {name for name in tensors(folder) if name.endswith(("k_scale", "v_scale"))}
     assert len(scales) == 4
 
