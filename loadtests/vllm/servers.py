@@ -181,3 +181,11 @@ def family(pid: int) -> dict[int, str]:
                 found[child] = b" ".join(words).decode(errors="replace").strip()
             due.append(child)
     return found
+
+
+def gpus() -> int:
+    """How many NVIDIA GPUs this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return len([each for each in named.split(",") if each.strip()])
+    return len([each for each in Path("/dev").glob("nvidia[0-9]*") if each.name[6:].isdecimal()])

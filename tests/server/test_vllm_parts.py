@@ -195,7 +195,8 @@ class TestLines:
               "RuntimeError: Engine core initialization failed. See root cause above."],
              "the GPU's memory is full: Tried to allocate 2.00 GiB. GPU 0 has", False),
             (["ValueError: To serve at least one request with the models's max seq len (8192), "
-              "(1.0 GiB KV cache is needed, which is larger than what is available (0.5 GiB). Based on the available memory, the estimated maximum model length is 4080."],
+              "(1.0 GiB KV cache is needed, which is larger than what is there (0.5 GiB). Based "
+              "on the available memory, the estimated maximum model length is 4080."],
              "no room for one sequence of 8192 tokens: give --max-seq-len 4080 or less", True),
             (["api_server.py: error: argument --dtype: invalid choice: 'x'"],
              "vLLM refuses its flags: argument --dtype", True),
