@@ -22,6 +22,11 @@ COLUMNS = (
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
+PERPLEXITY = "perplexity"
+LARGE = 2.0
+"""Values from here on, such as perplexities, are shown with fewer digits."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One model."""
@@ -33,16 +38,15 @@ class Line:
 
     def cells(self) -> tuple[str, ...]:
         found = self.evaluation
-        quality = found.quality
+        shown = [found.quality, *(each for each in found.metrics if each.metric == PERPLEXITY)]
         speedups = ", ".join(f"{batch}: {ratio:.1f}" for batch, ratio in found.speedups.items())
         return (
             f"{self.case.name}: {self.case.about}",
             f"`{self.recipe}`",
-            quality.metric,
-            "" if quality.baseline is None else _estimate(quality.baseline),
-            _estimate(quality.candidate),
-            "" if found.agreement is None or quality.metric == "cosine" else
-            _estimate(found.agreement),
+            "<br>".join(each.metric for each in shown),
+            "<br>".join(_estimate(each.baseline) for each in shown),
+            "<br>".join(_estimate(each.candidate) for each in shown),
+            "" if found.quality.metric == "cosine" else _estimate(found.agreement),
             f"{100 * found.size:.0f} % of {found.baseline.size_bytes / 1e6:.1f} MB",
             speedups,
             "yes" if self.verdict.passed else "; ".join(self.verdict.reasons),
@@ -90,5 +94,9 @@ def write(page: Path, lines: Sequence[Line]) -> None:
     page.write_text(f"{before}{BEGIN}\n{markdown(lines)}\n{END}{after}", encoding="utf-8")
 
 
-def _estimate(found: Estimate) -> str:
+def _estimate(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    if found.value >= LARGE:
+        return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
     return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
