@@ -28,6 +28,7 @@ HELP = {
     "0: as many as its KV cache holds, where it says so",
     "max_text_queue": "text requests that wait for one model at most, in each gateway; then 429",
     "files": "folder for /v1/files and /v1/batches; none: there are none",
+    "batch_requests": "requests of batches that run at one time, behind all others",
     "repository_poll_secs": "seconds from one look at the repository to the next, in mode poll",
     "strict_readiness": "whether the server is ready only while all its models are",
     "exit_on_error": "end, with status 1, when a model cannot be loaded at the start",

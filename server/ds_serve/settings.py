@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
     files: str = ""
+    batch_requests: int = 8
     repository_poll_secs: int = 15
     id: str = SERVER
     host: str = "127.0.0.1"
@@ -147,6 +148,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "max_batch_size",
             "max_queue_size",
             "max_request_bytes",
+            "batch_requests",
             "tensor_parallel",
             "pipeline_parallel",
             "replicas",

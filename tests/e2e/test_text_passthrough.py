@@ -164,6 +164,13 @@ def test_realtime_is_refused_by_name(ask: Any) -> None:
     assert "websockets" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_without_a_folder_for_them_there_are_no_files(ask: Any, path: str) -> None:
+    answer = ask("GET", path)
+    assert answer.status_code == 501
+    assert "--files" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"model": 3}', b'{"model": "base"', b"\xff"])
 def test_a_body_that_names_no_model(ask: Any, body: bytes) -> None:
     answer = ask("POST", "/v1/chat/completions", content=body)

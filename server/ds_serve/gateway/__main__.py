@@ -119,11 +119,11 @@ async def serve(config: GatewayConfig) -> None:
     gateway.control.bind(lambda order: supervisor.send(frames_of([order])))
     supervisor.send(frames_of([Hello(config.identity)]))
     # One that joins other gateways at their ports must know the models from its first request on.
-    await _update(gateway, registries, supervisor)
-    updating = asyncio.create_task(_keep_updated(gateway, registries, supervisor))
+    await update(gateway, registries, supervisor)
+    updating = asyncio.create_task(keep_updated(gateway, registries, supervisor))
     guard = config.security.guard(config.control.parent)
     certificates = Certificates(config.security.tls) if config.security.tls.on else None
-    http = _http(config, Application(gateway, budget, guard), guard, certificates)
+    http = _http(config, _application(config, gateway, budget, guard), guard, certificates)
     service = InferenceService(gateway, budget, guard)
     grpc = grpc_server.build(
         service,
@@ -159,12 +159,19 @@ async def serve(config: GatewayConfig) -> None:
     supervisor.close()
 
 
+def _application(
+    config: GatewayConfig, gateway: Gateway, budget: Budget, guard: Guard
+) -> Application:
+    files = config.control.parent if config.files else None
+    return Application(gateway, budget, guard, files)
+
+
 async def _close(server: aio.Server, service: InferenceService, grace: float) -> None:
     service.end_streams()
     await server.stop(grace)
 
 
-async def _update(gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link) -> None:
+async def update(gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link) -> None:
     """Take over the supervisor's next registry, and say so now and whenever a worker is left."""
     registry = await registries.get()
 
@@ -176,11 +183,12 @@ async def _update(gateway: Gateway, registries: asyncio.Queue[Registry], supervi
     report()
 
 
-async def _keep_updated(
+async def keep_updated(
     gateway: Gateway, registries: asyncio.Queue[Registry], supervisor: Link
 ) -> None:
+    """`update` for ever."""
     while True:
-        await _update(gateway, registries, supervisor)
+        await update(gateway, registries, supervisor)
 
 
 def _tell_metrics(config: GatewayConfig, gateway: Gateway) -> asyncio.Future[None]:

@@ -28,7 +28,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
-    """Ports are real by now: the supervisor has resolved 0 to a free one."""
+    """Ports are real by now: the supervisor has resolved 0 to a free one. `files` is the folder of
+    files and batches; "" where there are none.
+    """
 
     name: str = SERVER
     host: str
@@ -40,3 +42,5 @@ class GatewayConfig(ChildConfig, frozen=True, kw_only=True):
     limits: Limits
     security: Security = Security()
     strict_readiness: bool = True
+    files: str = ""
+    batch_requests: int = 8

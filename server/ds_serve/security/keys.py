@@ -54,6 +54,9 @@ class Keys:
     def find(self, secret: bytes) -> Key | None:
         return self.of_digest(hashlib.sha256(secret).digest())
 
+    def named(self, name: str) -> Key | None:
+        return next((k for keys in self._found.values() for k in keys if k.name == name), None)
+
     def of_digest(self, digest: bytes) -> Key | None:
         for key in self._found.get(digest[:_INDEXED], ()):
             if hmac.compare_digest(key.digest, digest):

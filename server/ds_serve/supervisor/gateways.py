@@ -36,7 +36,12 @@ Asked = Callable[[str, Order], None]
 
 
 class GatewayKeeper:
-    """Keeps one gateway. `registry` gives what a new one must know first."""
+    """Keeps one gateway. `registry` gives what a new one must know first. `kind` is what its
+    process is called, `module` what it runs.
+    """
+
+    kind = "gateway"
+    module = "ds_serve.gateway"
 
     def __init__(
         self,
@@ -68,10 +73,12 @@ class GatewayKeeper:
         """Returns when stopped. Raises LoadError where the gateway cannot be kept alive."""
         backoff = Backoff()
         while (reason := await self._live()) is not None:
-            delay = backoff.after(0.0 if self._since is None else time.monotonic() - self._since)
+            lived = 0.0 if self._since is None else time.monotonic() - self._since
+            hopeless = self._process is not None and self._process.permanent
+            delay = None if hopeless else backoff.after(lived)
             if delay is None:
-                raise LoadError(f"gateway {self._index} cannot be kept alive: {reason}")
-            log.error("gateway %d: %s; starting it again", self._index, reason)
+                raise LoadError(f"{self.kind} {self._index} cannot be kept alive: {reason}")
+            log.error("%s %d: %s; starting it again", self.kind, self._index, reason)
             await asyncio.sleep(delay)
 
     async def _live(self) -> str | None:
@@ -106,12 +113,12 @@ class GatewayKeeper:
         self._control.ignore(self._identity)
         self._life += 1
         self._since = None
-        self._identity = f"gateway-{self._index}#{self._life}"
+        self._identity = f"{self.kind}-{self._index}#{self._life}"
         self._control.listen(self._identity, self._hear)
-        file = self._folder / f"gateway-{self._index}.json"
+        file = self._folder / f"{self.kind}-{self._index}.json"
         child.write(self._configure(self._identity), file)
         return await Process.start(
-            [sys.executable, "-m", "ds_serve.gateway", str(file)], file.with_suffix(".failure")
+            [sys.executable, "-m", self.module, str(file)], file.with_suffix(".failure")
         )
 
     def _hear(self, message: ToSupervisor) -> None:
@@ -127,6 +134,15 @@ class GatewayKeeper:
                 self._on_news()
             case Index() | Load() | Unload() | Trace() | Log():
                 self._on_order(self._identity, message)
+
+
+class BatchesKeeper(GatewayKeeper):
+    """Keeps the process that owns files and batches, which sends requests to models as gateways
+    do.
+    """
+
+    kind = "batches"
+    module = "ds_serve.batches"
 
 
 class Watcher(NamedTuple):

@@ -234,4 +234,6 @@ def gateway_config(
         limits=settings.limits,
         security=settings.security,
         strict_readiness=settings.strict_readiness,
+        files=str(Path(settings.files).expanduser().absolute()) if settings.files else "",
+        batch_requests=settings.batch_requests,
     )

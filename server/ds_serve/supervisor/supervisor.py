@@ -22,7 +22,7 @@ from ds_serve.supervisor.control import Control
 from ds_serve.supervisor.desk import Desk
 from ds_serve.supervisor.ensemble import EnsembleKeeper
 from ds_serve.supervisor.fleet import Changed, Fleet
-from ds_serve.supervisor.gateways import GatewayKeeper, Gateways
+from ds_serve.supervisor.gateways import BatchesKeeper, GatewayKeeper, Gateways
 from ds_serve.supervisor.manager import Manager
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
@@ -115,6 +115,8 @@ class Supervisor:
         await self._manager.start()
         self._started = True
         self._gateways.keepers = [self._gateway(index) for index in range(self._count)]
+        if self.settings.files:
+            self._gateways.keepers.append(self._gateway(0, BatchesKeeper))
         self._changed()
         async with asyncio.TaskGroup() as group:
             for keeper in self._gateways.keepers:
@@ -123,8 +125,8 @@ class Supervisor:
             group.create_task(self._manager.poll())
             group.create_task(meters.measure())
 
-    def _gateway(self, index: int) -> GatewayKeeper:
-        return GatewayKeeper(
+    def _gateway(self, index: int, kind: type[GatewayKeeper] = GatewayKeeper) -> GatewayKeeper:
+        return kind(
             index,
             self._gateway_config,
             self._control,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ds_serve import metrics
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.http import errors, generate, openai, rest
 from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
 from ds_serve.gateway.http.anthropic import AnthropicRoutes
+from ds_serve.gateway.http.files import PATH as FILES
+from ds_serve.gateway.http.files import FilesRoute
 from ds_serve.gateway.http.infer import PATH, InferRoute
 from ds_serve.gateway.http.openai import OpenAIRoutes
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
@@ -17,12 +21,20 @@ from ds_serve.security.guard import EVERYBODY, Guard
 class Application:
     """Picks the route."""
 
-    def __init__(self, gateway: Gateway, budget: Budget, guard: Guard = EVERYBODY) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        budget: Budget,
+        guard: Guard = EVERYBODY,
+        files: Path | None = None,
+    ) -> None:
+        """`files`: the run folder, where a process in it keeps files and batches."""
         self._ids = RequestIds()
         self._in_flight = metrics.Tally(metrics.in_flight.labels("http").inc)
         self.infer = InferRoute(gateway, budget, self._ids, self._in_flight, guard)
         self._openai = OpenAIRoutes(gateway, budget, self._ids)
         self._anthropic = AnthropicRoutes(gateway, budget, self._ids)
+        self._files = FilesRoute(gateway, budget, self._ids, files)
         self._generate = generate.GenerateRoute(gateway, budget, self._ids)
         self._rest = rest.build(gateway, budget)
 
@@ -36,7 +48,9 @@ class Application:
             return
         self._in_flight.add(1)
         try:
-            if openai.takes(scope["method"], path):
+            if FILES.fullmatch(path):
+                await self._files(scope, receive, send)
+            elif openai.takes(scope["method"], path):
                 routes = self._anthropic if errors.is_anthropic(path) else self._openai
                 await routes(scope, receive, send)
             elif scope["method"] == "POST" and generate.PATH.fullmatch(path):

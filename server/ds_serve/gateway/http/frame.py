@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 EVENT_END = b"\n\n"
 
 
-class Framed(ABC):
-    """A route, which says how a request is answered and what a refusal looks like."""
+class Route(ABC):
+    """Says how a request is answered, and what a refusal looks like."""
 
     def __init__(self, gateway: Gateway, budget: Budget, ids: RequestIds) -> None:
         self._gateway = gateway
@@ -30,12 +30,10 @@ class Framed(ABC):
         self._ids = ids
 
     @abstractmethod
-    async def answer(
-        self, scope: Scope, headers: dict[bytes, bytes], body: bytes, out: Out
+    async def run(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, out: Out
     ) -> None:
-        """Answer to `out`, and say in its trace which model it is. Raises the errors of
-        ds_engines.errors.
-        """
+        """Read the body and answer to `out`. Raises the errors of ds_engines.errors."""
 
     @abstractmethod
     def refusal(self, error: ServeError) -> Answer:
@@ -48,7 +46,7 @@ class Framed(ABC):
         if tracer.on:
             out.trace = tracer.begin("HTTP_RECV_START", parent_of(headers))
         try:
-            await self._run(scope, headers, receive, out)
+            await self.run(scope, headers, receive, out)
         except Cancelled:
             log.info("cancelled", extra={"fields": {"request_id": out.request_id.decode()}})
             return
@@ -63,7 +61,19 @@ class Framed(ABC):
             tracer.keep(out.trace)
         metrics.gateway_responses.labels("http", str(out.status)).inc()
 
-    async def _run(
+
+class Framed(Route):
+    """A route to which bodies are brought whole."""
+
+    @abstractmethod
+    async def answer(
+        self, scope: Scope, headers: dict[bytes, bytes], body: bytes, out: Out
+    ) -> None:
+        """Answer to `out`, and say in its trace which model it is. Raises the errors of
+        ds_engines.errors.
+        """
+
+    async def run(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, out: Out
     ) -> None:
         body = await read_body(headers, receive, self._budget)

@@ -90,7 +90,7 @@ class OpenAIRoutes(Framed):
         caller = caller_of(scope)
         return Ask(
             scope["method"],
-            _target(scope),
+            target_of(scope),
             body,
             passed,
             timeout,
@@ -206,7 +206,7 @@ def _status(reply: Reply) -> int:
     return reply.status
 
 
-def _target(scope: Scope) -> str:
+def target_of(scope: Scope) -> str:
     """Path and query as the client wrote them."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     query: bytes = scope.get("query_string", b"")
