@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -64,6 +65,8 @@ def _importable(name: str) -> bool:
 
 def run(given: argparse.Namespace) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
+    # However this is ended, no server stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = _plan(given)
     failed = 0
     for part in given.parts or PARTS:

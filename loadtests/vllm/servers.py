@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from loadtests.perf_analyzer import BenchmarkError
@@ -188,4 +189,9 @@ def gpus() -> int:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return len([each for each in named.split(",") if each.strip()])
-    return len([each for each in Path("/dev").glob("nvidia[0-9]*") if each.name[6:].isdecimal()])
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+        return int(nvml.nvmlDeviceGetCount())
+    except Exception:
+        return 0

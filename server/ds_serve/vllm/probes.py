@@ -136,6 +136,6 @@ def _message(body: bytes, status: int) -> str:
     try:
         found = orjson.loads(body)
         found = found.get("error", found)
-        return str(found.get("message", found))[:500]
+        return str(found.get("message") or f"status {status}")[:500]
     except (ValueError, AttributeError):
         return f"status {status}: {body[:300].decode(errors='replace')}"
