@@ -51,6 +51,7 @@ class BatchEngine(Protocol):
 
 ENGINES = {
     "onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine",
+    "openvino": "ds_engines.openvino:OpenVINOEngine",
     "python": "ds_engines.python_backend.engine:PythonEngine",
 }
 """Engine name to `module:class`; the module is imported when the engine is first asked for."""

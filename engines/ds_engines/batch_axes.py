@@ -72,6 +72,8 @@ def complete(spec: ModelSpec, engine: Runner) -> ModelSpec:
 def _tried(spec: ModelSpec, engine: Runner, size: int) -> ModelSpec:
     rows = [_row(spec.inputs, size, seed) for seed in range(ROWS)]
     alone = [engine.run(row) for row in rows]
+    if not all(alone[0][tensor.name].size for tensor in spec.outputs):
+        raise EngineFailure(f"axes of {size} are too short: the answer is empty")
     together = engine.run(_join(spec.inputs, rows))
     outputs = []
     for tensor in spec.outputs:

@@ -108,6 +108,10 @@ def _cached(spec: ModelSpec, config: ModelConfig, source: str) -> bool:
     return True
 
 
+ALIKE = {"openvino": {"backend": ("tensorflow",), "platform": ("tensorflow_savedmodel",)}}
+"""What Triton calls the engine of files that ours runs too."""
+
+
 def _check_identity(spec: ModelSpec, config: ModelConfig, source: str) -> None:
     if config.HasField("ensemble_scheduling"):
         raise ConfigError(
@@ -122,5 +126,5 @@ def _check_identity(spec: ModelSpec, config: ModelConfig, source: str) -> None:
     }
     for field, value in expected.items():
         given = getattr(config, field)
-        if given and given != value:
+        if given and given != value and given not in ALIKE.get(spec.engine, {}).get(field, ()):
             raise ConfigError(f"{source}: {field} is {given!r}, but this model's is {value!r}")

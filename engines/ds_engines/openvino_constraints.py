@@ -23,6 +23,8 @@ from ds_engines.errors import InvalidRequest
 from ds_engines.openvino_schema import MAX_BYTES, MAX_REPEATS, prepare_schema, write_empty_model
 
 MAX_CHOICES = 1024
+MAX_CALLS = 4
+"""At once, where something follows the last."""
 
 _COUNTED = re.compile(r"(?<!\\)\{(\d+)(?:,(\d*))?\}")
 
@@ -38,16 +40,17 @@ class Tag(msgspec.Struct, frozen=True, array_like=True):
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """What the whole answer must match.
 
-    `text` is the JSON schema, the regular expression or the grammar (EBNF); `before` stands in
-    front of the JSON. "calls" are one of `tags` or several, `separator` between them; with a
+    `text` is the JSON schema, the regular expression or the grammar (EBNF). "calls" are one of
+    `tags` or several, `separator` between them, `before` and `after` around all; with a
     `trigger` there may be free text around them, which it ends. "either" is any one of `among`.
     """
 
     kind: Literal["json", "regex", "grammar", "choice", "calls", "either"]
     text: str = ""
-    before: str = ""
     choices: tuple[str, ...] = ()
+    before: str = ""
     tags: tuple[Tag, ...] = ()
+    after: str = ""
     trigger: str = ""
     separator: str = ""
     single: bool = False
@@ -92,7 +95,7 @@ class ConstraintChecker:
             self._pipeline.step()
 
     def _add(self, constraint: Constraint) -> Any:
-        import openvino  # type: ignore[import-untyped] # noqa: PLC0415
+        import openvino  # noqa: PLC0415
 
         config = self._genai.GenerationConfig()
         config.max_new_tokens = 1
@@ -162,7 +165,7 @@ def structured(constraint: Constraint) -> Any:
     """The library's own form of it."""
     form = _form()
     match constraint.kind:
-        case "json" if not constraint.before:
+        case "json":
             return form(json_schema=constraint.text)
         case "regex":
             return form(regex=constraint.text)
@@ -181,8 +184,7 @@ def _compound(constraint: Constraint) -> Any:
     form = _form()
     match constraint.kind:
         case "json":
-            schema = form.JSONSchema(constraint.text)
-            return form.ConstString(constraint.before) + schema if constraint.before else schema
+            return form.JSONSchema(constraint.text)
         case "regex":
             return form.Regex(constraint.text)
         case "grammar":
@@ -203,7 +205,19 @@ def _calls(constraint: Constraint) -> Any:
     tags = [form.Tag(tag.begin, form.JSONSchema(tag.schema), tag.end) for tag in constraint.tags]
     if constraint.trigger:
         return form.TriggeredTags([constraint.trigger], tags, False, constraint.single)
+    if constraint.before:
+        return form.ConstString(constraint.before) + _spelled_out(constraint, tags)
     return form.TagsWithSeparator(tags, constraint.separator, True, constraint.single)
+
+
+def _spelled_out(constraint: Constraint, tags: list[Any]) -> Any:
+    """One call or a few, then what follows: after tags without number the library takes nothing."""
+    form = _form()
+    rest: Any = form.ConstString(constraint.after)
+    for _ in range(0 if constraint.single else MAX_CALLS - 1):
+        another = form.ConstString(constraint.separator) + _any_of(tags) + rest
+        rest = form.ConstString(constraint.after) | another
+    return _any_of(tags) + rest
 
 
 def reason(error: Exception) -> str:

@@ -56,7 +56,7 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 def openvino() -> Any:
-    import openvino as module  # type: ignore[import-untyped] # noqa: PLC0415
+    import openvino as module  # noqa: PLC0415
 
     return module
 

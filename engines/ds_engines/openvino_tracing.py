@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov  # type: ignore[import-untyped]
+import openvino as ov
 import torch
 from openvino import opset13 as ops
-from openvino._offline_transformations import (  # type: ignore[import-untyped]
+from openvino._offline_transformations import (
     apply_make_stateful_transformation,
 )
-from openvino.frontend.pytorch import patch_model  # type: ignore[import-untyped]
+from openvino.frontend.pytorch import patch_model
 from openvino_tokenizers import convert_tokenizer as tokenizer_graphs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer

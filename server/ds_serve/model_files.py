@@ -9,11 +9,14 @@ from typing import Literal
 
 from ds_engines.errors import ConfigError
 
-Format = Literal["onnx", "gguf", "python"]
+Format = Literal["onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle"]
 
 PYTHON = ".py"
 
-SUPPORTED = "supported are ONNX and GGUF files"
+SAVED_MODEL = "saved_model.pb"
+"""TensorFlow's, which stands for the folder that it is in."""
+
+SUPPORTED = "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite and Paddle models"
 
 _HEAD = 512
 _ONNX_GRAPH = 7
@@ -39,10 +42,10 @@ _SUFFIXES = {
     ".pth": _TORCH,
     ".pt2": "a torch.export archive, which no engine here runs yet; export it to ONNX",
     ".safetensors": "a safetensors file, weights alone; export the model to ONNX or GGUF",
-    ".tflite": "a TensorFlow Lite file; convert it to ONNX",
-    ".pb": "a TensorFlow graph; convert it to ONNX",
+    ".pb": "a TensorFlow graph; give the SavedModel folder that it was frozen from",
+    ".pdiparams": "Paddle's weights alone; give the .pdmodel file beside it",
     ".keras": "a Keras archive; export it to ONNX",
-    ".xml": "an OpenVINO network or other XML; give the ONNX or GGUF file it was made from",
+    ".xml": "XML, but not of an OpenVINO network",
 }
 
 
@@ -51,6 +54,8 @@ def format_of(path: Path) -> Format:
 
     Only its name makes a file Python: what a client sends never has it.
     """
+    if is_saved_model(path):
+        return "tensorflow"
     if not path.is_file():
         raise ConfigError(f"{path} is not a regular file; {SUPPORTED}")
     try:
@@ -63,9 +68,25 @@ def format_of(path: Path) -> Format:
         return "python"
     if head.startswith(b"GGUF"):
         return "gguf"
+    if found := _openvinos(path, head):
+        return found
     if size and _is_onnx(path):
         return "onnx"
     raise ConfigError(f"{path} is {describe(path, head)}; {SUPPORTED}")
+
+
+def _openvinos(path: Path, head: bytes) -> Format | None:
+    """Of those that OpenVINO reads. Paddle's file says nothing of itself but its name."""
+    if path.suffix == ".xml" and b"<net " in head:
+        return "openvino"
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    return "paddle" if head and path.suffix == ".pdmodel" else None
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether it is TensorFlow's SavedModel: its folder, or the file in it that has the graph."""
+    return (path / SAVED_MODEL).is_file() or (path.name == SAVED_MODEL and path.is_file())
 
 
 def is_foreign(path: Path) -> bool:
@@ -82,7 +103,7 @@ def is_misnamed(path: Path) -> bool:
 
 
 def describe(path: Path, head: bytes = b"") -> str:
-    """What a file is that is neither ONNX nor GGUF, by its suffix and its first bytes, `head`."""
+    """What a file is that is not served, by its suffix and its first bytes, `head`."""
     if said := _SUFFIXES.get(path.suffix.lower()):
         return said
     for start, said in _STARTS.items():

@@ -14,14 +14,24 @@ import msgspec
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
 from ds_serve import catalogue, text_models, upstream
-from ds_serve.model_files import SUPPORTED, Format, describe, format_of, is_foreign, is_misnamed
+from ds_serve.model_files import (
+    SUPPORTED,
+    Format,
+    describe,
+    format_of,
+    is_foreign,
+    is_misnamed,
+    is_saved_model,
+)
 from ds_serve.text_models import Convert, Wish
 from ds_serve.upstream import Upstream
 from ds_serve.vllm import options as text_options
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
-SUFFIXES = (".onnx", ".gguf")
+SUFFIXES = (".onnx", ".gguf", ".xml", ".tflite", ".pdmodel")
+_UNNAMED = ("model", "saved_model", "inference")
+"""Files that have their name from their format: the model has its folder's."""
 
 Fetch = Callable[[str], Path]
 
@@ -31,6 +41,10 @@ _ANY = Wish()
 _ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
     "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
     "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
+    "openvino": ("tensor", "openvino", "an OpenVINO network, so OpenVINO runs it on the CPU"),
+    "tensorflow": ("tensor", "openvino", "a TensorFlow SavedModel, so OpenVINO runs it on the CPU"),
+    "tflite": ("tensor", "openvino", "a TensorFlow Lite file, so OpenVINO runs it on the CPU"),
+    "paddle": ("tensor", "openvino", "a Paddle model, so OpenVINO runs it on the CPU"),
     "python": ("tensor", "python", "a Python model, so it runs in a Python process of its own"),
 }
 
@@ -274,13 +288,13 @@ def _home(file: Path) -> Path:
     """The model's folder: the one above where the file is in a version folder such as `1`."""
     folder = file.parent
     in_version = folder.name.isdecimal() and (
-        file.stem == "model" or (folder.parent / CONFIG).exists()
+        file.stem in _UNNAMED or (folder.parent / CONFIG).exists()
     )
     return folder.parent if in_version else folder
 
 
 def _default_name(file: Path, home: Path) -> str:
-    return home.name if file.stem == "model" else file.stem
+    return home.name if file.stem in _UNNAMED else file.stem
 
 
 def _config(file: Path, home: Path) -> Path | None:
@@ -313,16 +327,17 @@ def _versions(folder: Path) -> list[Path]:
 
 def _model_files(folder: Path) -> list[Path]:
     """By their names, else by their contents. A model.py may stand beside another model as a mere
-    script.
+    script. Text models for OpenVINO are whole folders, of several networks.
     """
-    there = sorted(folder.iterdir())
+    parts = text_models.OPENVINO_PARTS
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith(parts))
     found = list(filter(is_model_file, there)) or list(filter(is_misnamed, there))
     return found or [path for path in (folder / PYTHON_MODEL,) if path.is_file()]
 
 
 def is_model_file(path: Path) -> bool:
     """Whether its name says that it is a model."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES or is_saved_model(path)
 
 
 def is_repository(argument: str) -> bool:

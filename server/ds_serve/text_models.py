@@ -16,6 +16,7 @@ AUTO, VLLM, OPENVINO, ENCODER = "auto", "vllm", "openvino-genai", "encoder"
 ENGINES = (AUTO, VLLM, OPENVINO, ENCODER)
 
 CONFIG = "config.json"
+OPENVINO_PARTS = "openvino_"
 OPENVINO_MODEL = "openvino_model.xml"
 _SENTENCES = "modules.json"
 """What sentence-transformers puts into a folder."""

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from ds_engines.errors import ConfigError
+from ds_serve.model_files import SUPPORTED
 from ds_serve.models import resolve, resolve_all
 
 # ModelProto: ir_version 8; graph, a message of 2 bytes that names it "g"... and no more.
@@ -128,10 +129,7 @@ def test_a_hugging_face_folder_without_an_architecture_is_refused(folder: Path) 
 
 def test_an_empty_folder_is_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
-    assert (
-        refusal("empty")
-        == "the folder empty holds no model file; supported are ONNX and GGUF files"
-    )
+    assert refusal("empty") == f"the folder empty holds no model file; {SUPPORTED}"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_another_file_is_refused_with_what_it_is(
     message = refusal(put(folder / file, data))
     assert said in message
     assert message.startswith(str(folder / file))
-    assert message.endswith("supported are ONNX and GGUF files")
+    assert message.endswith(SUPPORTED)
 
 
 def test_a_folder_of_a_foreign_file_names_it(folder: Path) -> None:
@@ -234,3 +232,37 @@ def test_two_models_of_one_name_are_refused_before_anything_is_fetched(folder: P
         resolve_all(["magika", "a/net.onnx", "b/net.onnx"], fetch=fetch)
     names = [source.name for source in resolve_all(["a/net.onnx", "other=b/net.onnx"])]
     assert names == ["net", "other"]
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "name"),
+    [
+        ("net.xml", b'<?xml version="1.0"?>\n<net name="n">', "net"),
+        ("net.tflite", b"\x1c\0\0\0TFL3", "net"),
+        ("ocr/inference.pdmodel", b"\x0a\x01", "ocr"),
+        ("notes/saved_model.pb", b"\x08\x01", "notes"),
+        ("notes/1/saved_model.pb", b"\x08\x01", "notes"),
+    ],
+)
+def test_openvino_runs_other_frameworks_models(
+    folder: Path, file: str, data: bytes, name: str
+) -> None:
+    path = put(folder / file, data)
+    source = resolve(str(path))
+    assert (source.name, source.task, source.engine) == (name, "tensor", "openvino")
+    assert resolve(str(path.parent if path.parent != folder else path)).artifact == source.artifact
+
+
+def test_a_text_model_for_openvino_is_no_tensor_model(folder: Path) -> None:
+    for part in ("openvino_model.xml", "openvino_tokenizer.xml"):
+        put(folder / "chat" / part, b"<net >")
+    source = resolve("chat")
+    assert (source.task, source.artifact) == ("text", folder / "chat")
+
+
+def test_a_saved_model_of_a_repository_may_be_a_folder_with_the_format_in_its_name(
+    folder: Path,
+) -> None:
+    put(folder / "notes/2/model.savedmodel/saved_model.pb", b"\x08\x01")
+    source = resolve("notes")
+    assert (source.name, source.version, source.engine) == ("notes", "2", "openvino")

@@ -1,0 +1,168 @@
+"""OpenVINO on the CPU: its own networks, and those of TensorFlow, TensorFlow Lite and Paddle."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import openvino as ov
+from openvino.preprocess import PrePostProcessor
+
+from ds_engines.base import EngineOptions, Tensors
+from ds_engines.batch_axes import complete, joined
+from ds_engines.errors import EngineFailure, LoadError, Unsupported
+from ds_engines.spec import ModelSpec, TensorSpec
+
+DATATYPES = {
+    "boolean": "BOOL",
+    "u8": "UINT8",
+    "u16": "UINT16",
+    "u32": "UINT32",
+    "u64": "UINT64",
+    "i8": "INT8",
+    "i16": "INT16",
+    "i32": "INT32",
+    "i64": "INT64",
+    "f16": "FP16",
+    "f32": "FP32",
+    "f64": "FP64",
+}
+
+PRECISION = "f32"
+"""By itself OpenVINO takes BF16 where the processor has it: answers would depend on the machine."""
+
+_PLACES = ("Exception from ", "Check '", "FrontEnd API failed")
+
+Ports = Sequence[Any]
+
+
+class OpenVINOEngine:
+    """One compiled model; each thread that runs it has an inference request of its own."""
+
+    def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
+        _refuse(options)
+        core = ov.Core()
+        model = _readable(core, spec)
+        self._inputs = _places(spec, model.inputs)
+        self._outputs = _places(spec, model.outputs)
+        self.spec = _described(spec, model)
+        try:
+            self._compiled = core.compile_model(model, "CPU", _settings(spec, options))
+        except Exception as error:
+            raise LoadError(f"OpenVINO cannot compile {spec.artifact}: {_said(error)}") from error
+        self._mine = threading.local()
+        self.spec = complete(self.spec, self)
+
+    def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
+        names = outputs or tuple(self._outputs)
+        given = {self._inputs[name]: np.ascontiguousarray(array) for name, array in batch.items()}
+        request = self._request()
+        try:
+            request.infer(given, share_inputs=True)
+        except Exception as error:
+            raise EngineFailure(f"OpenVINO failed: {_said(error)}") from error
+        # Copied: the request's memory will hold the next answer.
+        return {name: request.get_output_tensor(self._outputs[name]).data.copy() for name in names}
+
+    def close(self) -> None:
+        del self._compiled, self._mine
+
+    def _request(self) -> Any:
+        if not hasattr(self._mine, "request"):
+            self._mine.request = self._compiled.create_infer_request()
+        return self._mine.request
+
+
+def _refuse(options: EngineOptions) -> None:
+    if options.device not in ("cpu", "auto"):
+        raise Unsupported(f"--device {options.device}: the OpenVINO engine runs on cpu")
+    if options.quantization:
+        raise Unsupported(
+            f"--quantization {options.quantization}: the OpenVINO engine runs a model as it is"
+        )
+    if options.memory_efficient:
+        raise Unsupported("--memory-efficient: the OpenVINO engine has no such mode")
+
+
+def _settings(spec: ModelSpec, options: EngineOptions) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": min(spec.slots, options.threads),
+        # Gateways share these processors.
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": PRECISION,
+    }
+
+
+def _readable(core: ov.Core, spec: ModelSpec) -> ov.Model:
+    """The model with FP32 in place of BF16 at its ports, for which numpy has no type."""
+    # TensorFlow's graph stands for the folder that has the weights too.
+    whole = spec.artifact.name == "saved_model.pb"
+    try:
+        model = core.read_model(spec.artifact.parent if whole else spec.artifact)
+    except Exception as error:
+        raise LoadError(
+            f"{spec.artifact} is not a model that OpenVINO can load: {_said(error)}"
+        ) from error
+    outer = PrePostProcessor(model)
+    for index, port in enumerate(model.inputs):
+        if port.element_type == ov.Type.bf16:
+            outer.input(index).tensor().set_element_type(ov.Type.f32)
+    for index, port in enumerate(model.outputs):
+        if port.element_type == ov.Type.bf16:
+            outer.output(index).tensor().set_element_type(ov.Type.f32)
+    return outer.build()
+
+
+def _described(spec: ModelSpec, model: ov.Model) -> ModelSpec:
+    inputs = [_tensor(spec, port) for port in model.inputs]
+    outputs = [_tensor(spec, port) for port in model.outputs]
+    if not outputs:
+        raise LoadError(f"{spec.artifact} is a network without outputs")
+    # Axes have no names here, as they may have in ONNX.
+    nameless = {tensor.name: tensor.shape for tensor in inputs}
+    return msgspec.structs.replace(
+        spec,
+        platform="openvino",
+        inputs=tuple(joined(inputs, nameless)),
+        outputs=tuple(outputs),
+    )
+
+
+def _tensor(spec: ModelSpec, port: Any) -> TensorSpec:
+    name, kind = _name(port), port.element_type.get_type_name()
+    if kind not in DATATYPES:
+        raise LoadError(
+            f"{spec.artifact}: tensor {name!r} is of {kind}, which cannot be served; served are "
+            f"{', '.join(DATATYPES)}"
+        )
+    if port.partial_shape.rank.is_dynamic:
+        raise LoadError(f"{spec.artifact}: tensor {name!r} has no number of axes")
+    shape = tuple(-1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
+    return TensorSpec(name=name, datatype=DATATYPES[kind], shape=shape)
+
+
+def _places(spec: ModelSpec, ports: Ports) -> dict[str, int]:
+    places = {_name(port): place for place, port in enumerate(ports)}
+    if len(places) < len(ports):
+        names = [_name(port) for port in ports]
+        raise LoadError(f"{spec.artifact} has several tensors of one name: {', '.join(names)}")
+    return places
+
+
+def _name(port: Any) -> str:
+    """The shortest of its names; that of its node where the file has none."""
+    names: set[str] = port.names
+    if names:
+        return min(names, key=lambda name: (len(name), name))
+    return str(port.node.friendly_name)
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without the places in OpenVINO's source where it was noticed."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_PLACES)]
+    return (told or lines)[0].rstrip(":")
