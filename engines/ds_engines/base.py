@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
+from ds_engines import plugins
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec
 
@@ -63,8 +64,9 @@ def load(spec: ModelSpec, options: EngineOptions) -> BatchEngine:
     Raises ConfigError for an unknown engine, Unsupported for an option that the engine cannot
     honour, LoadError for a file that it cannot load.
     """
-    if spec.engine not in ENGINES:
-        raise ConfigError(f"no engine is called {spec.engine!r}; there are: {', '.join(ENGINES)}")
-    module, _, name = ENGINES[spec.engine].partition(":")
+    there = plugins.engines() | ENGINES
+    if spec.engine not in there:
+        raise ConfigError(f"no engine is called {spec.engine!r}; there are: {', '.join(there)}")
+    module, _, name = there[spec.engine].partition(":")
     engine: BatchEngine = getattr(import_module(module), name)(spec, options)
     return engine

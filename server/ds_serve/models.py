@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ds_engines import plugins
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
 from ds_serve import catalogue, text_models, upstream
@@ -266,7 +267,7 @@ def _from_folder(name: str | None, path: Path, wish: Wish) -> ModelSource:
 
 def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:
     """A model by its file. Raises ConfigError for one of a format that cannot be served."""
-    task, engine, why = _ENGINES[format_of(file)]
+    task, engine, why = _plugged(file) or _ENGINES[format_of(file)]
     return ModelSource(
         name=name,
         task=task,
@@ -276,6 +277,14 @@ def source_of(name: str, file: Path, config: Path | None, version: str) -> Model
         why=f"{file.name} is {why}",
         version=version,
     )
+
+
+def _plugged(file: Path) -> tuple[Task, str, str] | None:
+    """Of a file that an engine of another package runs."""
+    engine = plugins.formats().get(file.suffix.lower())
+    if engine is None or not file.is_file():
+        return None
+    return "tensor", engine, f"a {file.suffix} file, so the engine {engine} runs it"
 
 
 def _require_name(name: str, path: Path) -> str:
@@ -337,7 +346,8 @@ def _model_files(folder: Path) -> list[Path]:
 
 def is_model_file(path: Path) -> bool:
     """Whether its name says that it is a model."""
-    return path.suffix.lower() in SUFFIXES or is_saved_model(path)
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or suffix in plugins.formats() or is_saved_model(path)
 
 
 def is_repository(argument: str) -> bool:
