@@ -28,4 +28,4 @@ class Case:
 def recipe(name: str) -> Path:
     """Of this folder, or of those that come with the product."""
     own = RECIPES / f"{name}.yaml"
-    return own if own.exists() else shipped()[name]
+    return own if own.exists() else shipped()[name.removeprefix("digits-")]

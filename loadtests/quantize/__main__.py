@@ -20,6 +20,13 @@ from ds_quantize.progress import reporter
 from loadtests.perf_analyzer import BenchmarkError
 from loadtests.quantize import Case, recipe, results
 
+TRAINED = (
+    "fuse", "finetune", "qat-int8", "qat-int8-tensorrt", "qat-int4", "prune-l1", "prune-l2",
+    "prune-distill", "prune-distill-int8", "magnitude", "sparse-2-4", "sparse-2-4-int8",
+    "sparse-block", "distill", "distill-features",
+)  # fmt: skip
+"""The recipes for PyTorch modules, as they are shipped; the last two with a student."""
+
 CASES = {
     "magika": ("magika", 3000),
     "ocr": ("ocr", 400),
@@ -31,6 +38,7 @@ CASES = {
     "llm-int4-rtn": ("smollm2", 60),
     "llm-openvino-int8": ("smollm2", 60),
     "llm-openvino-int4": ("smollm2", 60),
+    **{f"digits-{name}": ("digits", 500) for name in TRAINED},
 }
 """Name, which is also the recipe's, to module and rows."""
 

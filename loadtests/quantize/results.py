@@ -59,9 +59,12 @@ def line(case: Case, made: Quantized) -> Line:
     return Line(case, case.recipe.stem, made.evaluation, made.verdict)
 
 
-def markdown(lines: Sequence[Line]) -> str:
+def markdown(lines: Sequence[Line], others: Sequence[str] = ()) -> str:
+    """`others`: rows that are there already."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(line.cells() for line in lines)]
-    return machine() + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    said = [*others, *(f"| {' | '.join(row)} |" for row in rows[2:])]
+    head = [f"| {' | '.join(row)} |" for row in rows[:2]]
+    return machine() + "\n\n" + "\n".join([*head, *sorted(said)])
 
 
 def machine() -> str:
@@ -87,11 +90,19 @@ def _processor() -> str:
 
 
 def write(page: Path, lines: Sequence[Line]) -> None:
-    """Between two marks of the page."""
+    """Between two marks of the page, where rows of other recipes stay."""
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{markdown(lines)}\n{END}{after}", encoding="utf-8")
+    there, _, after = rest.partition(END)
+    said = markdown(lines, _others(there, lines))
+    page.write_text(f"{before}{BEGIN}\n{said}\n{END}{after}", encoding="utf-8")
+
+
+def _others(table: str, lines: Sequence[Line]) -> list[str]:
+    """The rows of a table that are of none of these recipes."""
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    new = {f"`{line.recipe}`" for line in lines}
+    return [row for row in rows if row.split(" | ")[1] not in new]
 
 
 def _estimate(found: Estimate | None) -> str:
