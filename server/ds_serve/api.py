@@ -48,7 +48,7 @@ class InferenceServer:
         for name in LISTS:
             if name in settings:
                 settings[name] = _strings(settings[name])
-        for name in ("quantization", "calibration", "evaluation", "vllm_python"):
+        for name in ("quantization", "calibration", "evaluation", "vllm_python", "files"):
             if isinstance(settings.get(name), Path):
                 settings[name] = str(settings[name])
         made = _settings({**settings, "device": device})

@@ -27,6 +27,8 @@ HELP = {
     "max_tokens_in_flight": "tokens of prompts and answers that a text model has at one time; "
     "0: as many as its KV cache holds, where it says so",
     "max_text_queue": "text requests that wait for one model at most, in each gateway; then 429",
+    "replica_routing": "prefix (to the replica that has seen the prompt's beginning, unless it is "
+    "busy) or random",
     "files": "folder for /v1/files and /v1/batches; none: there are none",
     "batch_requests": "requests of batches that run at one time, behind all others",
     "repository_poll_secs": "seconds from one look at the repository to the next, in mode poll",

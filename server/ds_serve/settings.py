@@ -16,6 +16,7 @@ from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
 CONTROL_MODES = ("none", "poll", "explicit")
+ROUTINGS = ("prefix", "random")
 GRPC_SERVERS = ("native", "grpcio", "pyvoy")
 COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fallback: tuple[str, ...] = ()
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
+    replica_routing: str = "prefix"
     files: str = ""
     batch_requests: int = 8
     repository_poll_secs: int = 15
@@ -94,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_connections=self.max_connections,
             max_tokens_in_flight=self.max_tokens_in_flight,
             max_text_queue=self.max_text_queue,
+            replica_routing=self.replica_routing,
             fallbacks={pair.partition("=")[0]: pair.partition("=")[2] for pair in self.fallback},
         )
 
@@ -188,6 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--tls-certificate: with TLS, gRPC is carried by grpcio, not pyvoy")
         self._require("grpc_server", self.grpc_server in GRPC_SERVERS, " or ".join(GRPC_SERVERS))
         self._check_compression()
+        self._require("replica_routing", self.replica_routing in ROUTINGS, " or ".join(ROUTINGS))
         self._require("log_format", self.log_format in FORMATS, " or ".join(FORMATS))
         self._require("log_level", self.log_level in LEVELS, ", ".join(LEVELS))
         if self.max_bytes_in_flight < self.max_request_bytes:

@@ -15,6 +15,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds that the front-ends keep. Sizes are in bytes, times in seconds. `max_connections` of
     each port of a gateway; 0 for any number. `max_tokens_in_flight` of one text model in all
     gateways together; 0 for what its worker has room for. `fallbacks`: who stands in for whom.
+    `replica_routing`: by what a request is given to one of several workers of a text model.
     """
 
     request_timeout: float = 60.0
@@ -24,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_connections: int = 0
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
+    replica_routing: str = "prefix"
     fallbacks: dict[str, str] = {}
 
 

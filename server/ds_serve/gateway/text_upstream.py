@@ -17,7 +17,7 @@ from ds_serve.gateway.text_admission import Admission
 from ds_serve.gateway.text_hop import Hop, Reply, load_of
 from ds_serve.gateway.text_load import Load, together
 from ds_serve.gateway.text_replicas import in_order
-from ds_serve.gateway.text_way import LOOK_SECONDS, Ask
+from ds_serve.gateway.text_way import LOOK_SECONDS, Ask, prefix_of
 from ds_serve.security.text_ledger import Seat
 from ds_serve.upstream import ENGINE, SOCKET, Upstream
 
@@ -77,6 +77,7 @@ class UpstreamWay:
         self._name = name
         self._upstream = upstream
         self.remote = upstream.remote
+        self._routing = limits.replica_routing
         lost = f"model {name!r} lost this request: its server went away"
         self._servers = {url: _Server(url, lost) for url in upstream.urls}
         self._reason: ServeError | None = None
@@ -154,7 +155,7 @@ class UpstreamWay:
 
     def _pick(self, ask: Ask) -> _Server:
         """Raises Unavailable where all are left alone."""
-        prefix = b"" if ask.about is None else ask.key.encode() + ask.about.prefix
+        prefix = prefix_of(ask, self._routing)
         loads = {
             url: server.hop.in_flight
             for url, server in self._servers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
@@ -79,6 +80,13 @@ class Ask(msgspec.Struct):
         return with_fields(self.body, changes) if changes else self.body
 
 
+def prefix_of(ask: Ask, routing: str) -> bytes:
+    """By what a replica is chosen: requests of one key that begin alike go to the same."""
+    if routing != "prefix":
+        return os.urandom(8)
+    return b"" if ask.about is None else ask.key.encode() + ask.about.prefix
+
+
 def salted(key: str, own: str) -> str:
     """Different for each key, whatever salts of their own clients send."""
     salt = blake2b(key.encode(), digest_size=12, person=b"ds-serve").hexdigest()
@@ -125,6 +133,7 @@ class WorkerWay:
     ) -> None:
         self._name = name
         self._engine = engine
+        self._routing = limits.replica_routing
         self._admission = Admission(
             name, seat, self._look, limits.max_tokens_in_flight, limits.max_text_queue
         )
@@ -163,7 +172,7 @@ class WorkerWay:
     @asynccontextmanager
     async def forward(self, ask: Ask) -> AsyncIterator[Reply]:
         body = ask.for_engine(self._engine)
-        prefix = b"" if ask.about is None else ask.key.encode() + ask.about.prefix
+        prefix = prefix_of(ask, self._routing)
         async with AsyncExitStack() as stack:
             if ask.about is not None and ask.about.tokens:
                 room = self._admission.room(ask.key, ask.about.tokens, ask.priority, ask.timeout)
