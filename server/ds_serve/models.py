@@ -266,7 +266,13 @@ def _from_folder(name: str | None, path: Path, wish: Wish) -> ModelSource:
 
 
 def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:
-    """A model by its file. Raises ConfigError for one of a format that cannot be served."""
+    """A model by its file, or its folder where that is a text model. Raises ConfigError for one of
+    a format that cannot be served.
+    """
+    if file.is_dir() and text_models.is_folder(file):
+        found = _from_folder(name, file, _ANY)
+        text_models.require_readable(found.engine, file)
+        return msgspec.structs.replace(found, config=config, version=version)
     task, engine, why = _plugged(file) or _ENGINES[format_of(file)]
     return ModelSource(
         name=name,

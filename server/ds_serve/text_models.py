@@ -53,6 +53,15 @@ def needs_conversion(folder: Path) -> bool:
     return folder.is_dir() and not (folder / OPENVINO_MODEL).is_file()
 
 
+def require_readable(engine: str, folder: Path) -> None:
+    """Raises ConfigError for a folder in a repository that would have to be converted first."""
+    if engine == OPENVINO and needs_conversion(folder):
+        raise ConfigError(
+            f"{folder} is a Hugging Face folder, which OpenVINO does not read as it is: give it by "
+            "--model, which converts it once, or install vLLM"
+        )
+
+
 def is_encoder(folder: Path) -> bool:
     """Whether it gives vectors or classes, not text, by its files."""
     if (folder / _SENTENCES).is_file():

@@ -12,6 +12,7 @@ from ds_engines.errors import ConfigError
 from ds_serve import quantization
 from ds_serve.gateway.worker_metrics import Page, merged
 from ds_serve.models import ModelSource, resolve_all
+from ds_serve.repository.folder import read_model
 from ds_serve.settings import Settings
 from ds_serve.supervisor import launch
 from ds_serve.text_models import Wish
@@ -254,3 +255,20 @@ process_open_fds 9.0
     assert running == {None: 1.0, "0": 4.0, "1": 4.0}
     loads = {sample.labels["model"]: sample.value for sample in families["ds_load"].samples}
     assert loads == {"small": 0.5, "chat": 1.5}
+
+
+class TestRepository:
+    def test_a_version_may_be_a_hugging_face_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(devices.VISIBLE, "0")
+        python = pretended.interpreter(tmp_path / "env", "vllm-0.0.1")
+        monkeypatch.setenv(installation.VARIABLE, str(python))
+        pretended.model(tmp_path / "models" / "chat" / "2")
+        (found,) = read_model(tmp_path / "models" / "chat", "chat")
+        assert (found.name, found.version, found.engine) == ("chat", "2", "vllm")
+
+    def test_one_that_had_to_be_converted_is_refused(self, tmp_path: Path) -> None:
+        pretended.model(tmp_path / "chat" / "1")
+        with pytest.raises(ConfigError, match="--model, which converts it once"):
+            read_model(tmp_path / "chat", "chat")

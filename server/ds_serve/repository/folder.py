@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ds_engines.errors import ConfigError
+from ds_serve import text_models
 from ds_serve.ensemble.plan import ENSEMBLE
 from ds_serve.models import (
     CONFIG,
@@ -111,7 +112,7 @@ def _versions(
         if VERSION.fullmatch(path.name) and path.is_dir()
     }
     if not there:
-        if any(is_model_file(path) for path in folder.iterdir()):
+        if text_models.is_folder(folder) or any(map(is_model_file, folder.iterdir())):
             return {"1": folder}, {}
         raise ConfigError(f"{folder} has no folder of a version, such as {folder}/1")
     where = str(folder)
@@ -197,6 +198,8 @@ def choose(found: Iterable[int], config: ModelConfig | None, where: str) -> list
 
 
 def _model_file(folder: Path, name: str) -> Path:
+    if not name and text_models.is_folder(folder):
+        return folder
     if not name:
         usual = [path for path in folder.iterdir() if path.stem == DEFAULT_STEM]
         usual = [path for path in usual if is_model_file(path)]

@@ -33,6 +33,7 @@ def _spoken(model: str) -> Mapping[str, Any]:
     form.add_field("model", model)
     form.add_field("file", _silence(), filename="silence.wav", content_type="audio/wav")
     form.add_field("max_completion_tokens", "1")
+    form.add_field("language", "en")
     return {"data": form}
 
 
