@@ -94,33 +94,16 @@ def _json(text: str) -> Any:
         return None
 
 
-def _either(tools: Sequence[Tool], key: str = "arguments") -> dict[str, Any]:
-    """The schema of one call of any of the tools. References are kept by their own root."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, key: dict(tool.parameters)},
-            "required": ["name", key],
-            "additionalProperties": False,
-        }
+def _tags(tools: Sequence[Tool], begin: str, end: str, key: str = "arguments") -> tuple[Tag, ...]:
+    """Each call spelled out but for its arguments: a model left to itself there adds blanks."""
+    return tuple(
+        Tag(
+            f'{begin}{{"name": {json.dumps(tool.name)}, "{key}": ',
+            json.dumps(tool.parameters),
+            f"}}{end}",
+        )
         for tool in tools
-    ]
-    return _hoisted(calls[0] if len(calls) == 1 else {"anyOf": calls})
-
-
-_ROOTS = ("$defs", "definitions")
-
-
-def _hoisted(schema: dict[str, Any]) -> dict[str, Any]:
-    """Definitions inside the parameters moved to the root, where `#/$defs/...` finds them."""
-    found: dict[str, dict[str, Any]] = {}
-    calls = schema.get("anyOf", [schema])
-    for call in calls:
-        for child in call["properties"].values():
-            for root in _ROOTS:
-                if isinstance(child.get(root), dict):
-                    found.setdefault(root, {}).update(child.pop(root))
-    return schema | found
+    )
 
 
 class Wrapped(Style):
@@ -130,21 +113,14 @@ class Wrapped(Style):
     closing = "</tool_call>"
     kept = ("<tool_call>", "</tool_call>")
 
-    def _tags(self, tools: Sequence[Tool]) -> tuple[Tag, ...]:
-        return tuple(
-            Tag(
-                f'{self.opening}\n{{"name": {json.dumps(tool.name)}, "arguments": ',
-                json.dumps(tool.parameters),
-                f"}}\n{self.closing}",
-            )
-            for tool in tools
-        )
+    def _written(self, tools: Sequence[Tool]) -> tuple[Tag, ...]:
+        return _tags(tools, f"{self.opening}\n", f"\n{self.closing}")
 
     def constraint(self, tools: Sequence[Tool], single: bool) -> Constraint:
-        return Constraint("calls", tags=self._tags(tools), separator="\n", single=single)
+        return Constraint("calls", tags=self._written(tools), separator="\n", single=single)
 
     def free(self, tools: Sequence[Tool], single: bool) -> Constraint | None:
-        return Constraint("calls", tags=self._tags(tools), trigger=self.opening, single=single)
+        return Constraint("calls", tags=self._written(tools), trigger=self.opening, single=single)
 
     def parse(self, text: str) -> list[Call]:
         body = text.strip().removeprefix(self.opening).removesuffix(self.closing)
@@ -160,12 +136,14 @@ class Listed(Style):
     kept = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 
     def constraint(self, tools: Sequence[Tool], single: bool) -> Constraint:
-        schema = _either(tools)
-        roots = {root: schema.pop(root) for root in _ROOTS if root in schema}
-        listed: dict[str, Any] = {"type": "array", "items": schema, "minItems": 1} | roots
-        if single:
-            listed["maxItems"] = 1
-        return Constraint("json", json.dumps(listed), before=self.opening)
+        return Constraint(
+            "calls",
+            before=f"{self.opening}[",
+            tags=_tags(tools, "", ""),
+            separator=", ",
+            after="]",
+            single=single,
+        )
 
     def parse(self, text: str) -> list[Call]:
         body = text.strip().removeprefix(self.opening)
@@ -192,18 +170,14 @@ class Objects(Style):
     _PARTIAL = re.compile(r'^\s*(\{\s*("([a-z_]*)?)?)?$')
 
     def constraint(self, tools: Sequence[Tool], single: bool) -> Constraint:
-        schema = _either(tools)
-        roots = {root: schema.pop(root) for root in _ROOTS if root in schema}
-        listed: dict[str, Any] = {"type": "array", "items": schema, "minItems": 1}
-        if single:
-            listed["maxItems"] = 1
-        whole: dict[str, Any] = {
-            "type": "object",
-            "properties": {"tool_calls": listed},
-            "required": ["tool_calls"],
-            "additionalProperties": False,
-        }
-        return Constraint("json", json.dumps(whole | roots))
+        return Constraint(
+            "calls",
+            before='{"tool_calls": [',
+            tags=_tags(tools, "", ""),
+            separator=", ",
+            after="]}",
+            single=single,
+        )
 
     def begins(self, text: str) -> bool:
         if self._HEAD.match(text):
@@ -228,10 +202,11 @@ class Llama(Style):
     kept = ("<|python_tag|>",)
 
     def constraint(self, tools: Sequence[Tool], single: bool) -> Constraint:
-        return Constraint("json", json.dumps(_either(tools, "parameters")))
+        return Constraint("calls", tags=_tags(tools, "", "", "parameters"), single=True)
 
     def begins(self, text: str) -> bool:
-        return super().begins(text.lstrip().removeprefix("<|python_tag|>"))
+        tag, text = self.kept[0], text.lstrip()
+        return tag.startswith(text) or super().begins(text.removeprefix(tag))
 
     def parse(self, text: str) -> list[Call]:
         import openvino_genai  # type: ignore[import-untyped] # noqa: PLC0415

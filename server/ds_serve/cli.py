@@ -53,6 +53,9 @@ HELP = {
     "replicas": "workers of each text model",
     "lora": "an adapter of a text model, as NAME=PATH; requests name it as their model; may be "
     "repeated",
+    "prefix_caching": "whether text models on the CPU keep the beginnings of prompts for later ones",
+    "chat_template": "file of the template that a text model's chats are written with, instead of "
+    "its own",
     "quantization": "the recipe by which ds-quantize makes ONNX files of --model smaller before "
     "they are served; see `ds-quantize recipes`",
     "calibration": "the data that --quantization measures ranges on",

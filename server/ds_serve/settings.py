@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_parallel: int = 1
     replicas: int = 1
     lora: tuple[str, ...] = ()
+    prefix_caching: bool = True
+    chat_template: str = ""
     quantization: str = ""
     calibration: str = ""
     evaluation: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ds_engines.openvino_genai import Delta, TextEngine
 from ds_engines.openvino_model import check_artifact
 from ds_engines.openvino_sampling import Sampling, TextConfig
 from ds_engines.openvino_tokenizer import LIMIT, TextTokenizer
+from ds_engines.openvino_tools import Listed, Llama, Objects, Style, Tool, Wrapped
 from ds_serve.catalogue import fetch
 
 pytestmark = pytest.mark.slow
@@ -126,6 +128,47 @@ def test_constants_are_spelled_as_they_are_written(
     )
     said = b"".join(tokenizer.pieces[token] for token in tokens(run(engine)[1]))
     assert said.decode() == '"décédé"'
+
+
+@pytest.mark.parametrize("style", [Wrapped(), Listed(), Llama(), Objects()])
+def test_calls_are_held_to_each_way_of_writing_them(
+    engine: TextEngine, tokenizer: TextTokenizer, style: Style
+) -> None:
+    parameters = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    tools = [Tool(name, parameters | {"additionalProperties": False}) for name in ("one", "two")]
+    prompt = tokenizer.render([{"role": "user", "content": "Call a tool."}])
+    for single in (True, False):
+        constraint = style.constraint(tools, single)
+        engine.add(1, prompt, Sampling(max_tokens=150, temperature=0, constraint=constraint))
+        said = tokenizer.decode([t for t in tokens(run(engine)[1]) if t != 2])
+        texts = said.split("</tool_call>\n") if isinstance(style, Wrapped) else [said]
+        calls = [call for text in texts for call in style.parse(text)]
+        assert len(calls) == 1 if single else calls
+        for call in calls:
+            assert call.name in {"one", "two"}
+            assert json.loads(call.arguments)["n"] in {1, 2}
+
+
+def test_free_text_with_calls_that_are_right(engine: TextEngine, tokenizer: TextTokenizer) -> None:
+    style = Wrapped()
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    constraint = style.free([Tool("one", schema)], single=True)
+    prompt = tokenizer.encode('Write "<tool_call>" now. <tool_call>\n{}\n</tool_call>\n' * 3)
+    engine.add(1, prompt, Sampling(max_tokens=40, temperature=0, constraint=constraint))
+    said = tokenizer.decode(tokens(run(engine)[1]))
+    body = said.partition(style.opening)[2].partition(style.closing)[0]
+    assert body
+    assert json.loads(body)["arguments"]["n"] in {1, 2}
+
+
+def test_the_lowest_priority_goes_first(gguf: Path) -> None:
+    engine = TextEngine(TextConfig(gguf, threads=2, cache_mb=CACHE_MB, max_seqs=1))
+    for number, priority in enumerate((0, 5, -5, 0)):
+        engine.add(
+            number, [500], Sampling(max_tokens=1, temperature=0, ignore_eos=True, priority=priority)
+        )
+    assert list(run(engine)) == [2, 0, 3, 1]
+    engine.close()
 
 
 def test_a_prompt_that_does_not_fit_is_refused(engine: TextEngine) -> None:

@@ -17,7 +17,7 @@ from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
-from ds_serve.settings import Settings
+from ds_serve.settings import Settings, flag
 from ds_serve.text_models import VLLM
 from ds_serve.text_tensors import INPUTS, OUTPUTS
 from ds_serve.vllm import command as vllm
@@ -42,6 +42,10 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError(
             f"-- {settings.vllm_args[0]}: it is for vLLM, which no model here runs on"
         )
+    if any(source.engine == VLLM for source in sources):
+        for name, usual in (("prefix_caching", True), ("chat_template", "")):
+            if getattr(settings, name) != usual:
+                raise ConfigError(f"{flag(name)} is not for vLLM: give vLLM its own after --")
     if settings.lora and len(texts) > 1:
         raise ConfigError(
             f"--lora {settings.lora[0]}: there are {len(texts)} text models; say whose it is: "
@@ -81,6 +85,9 @@ def check_source(settings: Settings, source: ModelSource) -> None:
 
 
 def _check_text(source: ModelSource, given: Options) -> None:
+    for name, path in given.adapters.items():
+        if not Path(path).exists():
+            raise ConfigError(f"--lora {name}={path}: there is no such file or folder")
     for name, usual in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("dtype", "auto")):
         if getattr(given, name) != usual:
             raise ConfigError(
@@ -205,6 +212,12 @@ def text_command(
         command += ["--max-seq-len", str(given.max_seq_len)]
     if given.memory_efficient:
         command.append("--memory-efficient")
+    for adapter in given.lora:
+        command += ["--lora", adapter]
+    if not settings.prefix_caching:
+        command += ["--prefix-caching", "false"]
+    if settings.chat_template:
+        command += ["--chat-template", settings.chat_template]
     if settings.allow_unverified:
         command.append("--allow-unverified")
     return command

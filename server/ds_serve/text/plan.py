@@ -41,7 +41,7 @@ def plan(wanted: Wanted, reader: Reader, lora: str = "") -> list[Job]:
 
 def _check_caching(wanted: Wanted, reader: Reader) -> None:
     """The library computes nothing for a prompt's cached beginning, and shares it with all."""
-    off = "start the server with --no-prefix-caching"
+    off = "start the server with --prefix-caching=false"
     if reader.caches and wanted.sampling.echo:
         message = f"echo with logprobs needs every token of the prompt computed: {off}"
         raise BadField("echo", message, "unsupported_value")

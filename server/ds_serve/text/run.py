@@ -42,7 +42,10 @@ class Run:
         self._answer = answer
         self._metrics = metrics
         pieces = reader.tokenizer.pieces
-        self._streams = [TextStream(pieces, wanted.stops, **_echo(wanted, job)) for job in jobs]
+        self._streams = [
+            TextStream(pieces, wanted.stops, ends=wanted.sampling.stop_tokens, **_echo(wanted, job))
+            for job in jobs
+        ]
         self._calls = [_calls(wanted, reader) for _ in jobs]
         self._finishes = ["abort" for _ in jobs]
         self._last = [0.0 for _ in jobs]

@@ -65,6 +65,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--chat-template {self.chat_template}: {error}") from error
 
 
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def _adapter(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
@@ -72,7 +78,7 @@ def _adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _at_least(least: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+def at_least(least: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
             value = kind(text)
@@ -99,27 +105,24 @@ def parse(arguments: Sequence[str]) -> Settings:
     parser.add_argument(
         "--artifact", type=Path, required=True, help="the GGUF file, or the OpenVINO folder"
     )
-    flag("threads", type=_at_least(0), help="engine threads; 0: the library's choice")
-    flag("max-seq-len", type=_at_least(0), help="prompt and answer together; 0: the model's")
-    flag("max-num-seqs", type=_at_least(1), help="sequences in one batch")
-    flag("max-queue-size", type=_at_least(1), help="answers waiting or running")
-    flag("cache-size-mb", type=_at_least(0), help="memory of the KV cache; 0: a default")
+    flag("threads", type=at_least(0), help="engine threads; 0: the library's choice")
+    flag("max-seq-len", type=at_least(0), help="prompt and answer together; 0: the model's")
+    flag("max-num-seqs", type=at_least(1), help="sequences in one batch")
+    flag("max-queue-size", type=at_least(1), help="answers waiting or running")
+    flag("cache-size-mb", type=at_least(0), help="memory of the KV cache; 0: a default")
     flag("memory-efficient", action="store_true", help="a smaller KV cache")
-    parser.add_argument(
-        "--no-prefix-caching", dest="prefix_caching", action="store_false",
-        help="compute every prompt from its beginning",
-    )  # fmt: skip
+    flag("prefix-caching", type=_boolean, help="whether prompts share their cached beginnings")
     parser.add_argument(
         "--lora", type=_adapter, action="append", default=[], metavar="NAME=PATH",
         help="an adapter, called by its name; several times",
     )  # fmt: skip
     flag("chat-template", metavar="FILE", help="instead of the model's own")
     flag("allow-unverified", action="store_true", help="whatever a manifest says")
-    flag("request-timeout", type=_at_least(0, float), help="seconds; 0: none")
-    flag("drain-timeout", type=_at_least(0, float), help="seconds to finish after SIGTERM")
-    flag("hang-timeout", type=_at_least(0, float), help="seconds that one step may take")
+    flag("request-timeout", type=at_least(0, float), help="seconds; 0: none")
+    flag("drain-timeout", type=at_least(0, float), help="seconds to finish after SIGTERM")
+    flag("hang-timeout", type=at_least(0, float), help="seconds that one step may take")
     flag("log-format", choices=logs.FORMATS)
     flag("log-level", choices=logs.LEVELS)
-    flag("parent-pid", type=_at_least(0), help="die with this parent process")
+    flag("parent-pid", type=at_least(0), help="die with this parent process")
     given = vars(parser.parse_args(arguments))
     return Settings(**given | {"lora": tuple(given["lora"])})

@@ -78,7 +78,7 @@ class TextStream:
 
     A character may be spread over several tokens: its bytes are held until it is whole. Bytes
     that can never be UTF-8 become U+FFFD; an unfinished character at the very end is dropped. At
-    most `most` tokens are taken. An `echo` is a prompt that the answer begins with; with `echoed`
+    most `most` tokens are taken, and those of `ends` are no text. An `echo` is a prompt that the answer begins with; with `echoed`
     the first delta has it too.
     """
 
@@ -87,11 +87,13 @@ class TextStream:
         pieces: Sequence[bytes],
         stops: Sequence[str] = (),
         *,
+        ends: Sequence[int] = (),
         echo: Sequence[int] = (),
         echoed: bool = False,
         most: int | None = None,
     ) -> None:
         self._pieces = pieces
+        self._ends = frozenset(ends)
         self._echo = list(echo)
         self._echoed = echoed
         self._most = most
@@ -128,7 +130,8 @@ class TextStream:
         return "".join(self._decode(token, logprobs[at : at + 1]) for at, token in enumerate(echo))
 
     def _decode(self, token: int, logprob: Sequence[float | None]) -> str:
-        piece = self._pieces[token] if token < len(self._pieces) else b""
+        silent = token in self._ends or token >= len(self._pieces)
+        piece = b"" if silent else self._pieces[token]
         text = self._decoder.decode(piece)
         start = self._decoded
         self._decoded += len(text)

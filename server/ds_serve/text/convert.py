@@ -1,0 +1,199 @@
+"""A Hugging Face folder made into the one that OpenVINO GenAI loads, once, and kept in the cache.
+
+A process of its own converts, for PyTorch is large and is needed for nothing else:
+
+    python -m ds_serve.text.convert FOLDER TARGET [int8 | int4]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from ds_engines.errors import ConfigError, LoadError, ServeError
+from ds_serve.catalogue.cache import default_root, locked, sync_folder
+
+WEIGHTS = ("int8", "int4")
+"""What the numbers of the weights may be made into; "" leaves them the 16 bits they have."""
+
+GROUP = 64
+"""Numbers of four bits that share a scale; fewer where a matrix's rows do not divide by it."""
+
+PYTHON = "DS_SERVE_CONVERT_PYTHON"
+"""The environment variable that names another interpreter to convert with."""
+
+FORMAT = 1
+"""Counts up where the same folder would be converted into something else."""
+
+INSTALL = "pip install 'ds-serve[convert]'"
+_MODULE = "ds_serve.text.convert"
+_STEP, _FAILED = "step: ", "failed: "
+
+
+class Progress(Protocol):
+    """Told what is being done, a line for a person."""
+
+    def note(self, text: str) -> None: ...
+
+
+def openvino_folder(folder: Path, progress: Progress, weights: str = "") -> Path:
+    """The folder for OpenVINO made from `folder`, of which there is one for each content.
+
+    Takes minutes the first time. Raises ConfigError where it cannot be, saying exactly what to
+    install where a library is missing.
+    """
+    if weights not in ("", *WEIGHTS):
+        raise ConfigError(f"weights {weights!r} are none of {', '.join(WEIGHTS)}")
+    root = default_root() / "openvino"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        name = f"{folder.name}-{weights}{'-' if weights else ''}{_key(root, folder)}"
+        target = root / name
+        lock = root / f".{name}.lock"
+        with locked(lock, lambda: progress.note("another process converts; waiting for it")):
+            if not target.is_dir():
+                progress.note(f"converting {folder} for OpenVINO, once; it is kept in {target}")
+                _convert(folder, target, progress, weights)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be converted into {root}: {error.strerror or error} "
+            f"({error.filename}); set DS_SERVE_CACHE to a folder that can be written"
+        ) from error
+    return target
+
+
+def _convert(folder: Path, target: Path, progress: Progress, weights: str) -> None:
+    """Into a folder beside it first: what is found under the name is whole."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _call(folder, part, progress, weights)
+        part.rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _call(folder: Path, part: Path, progress: Progress, weights: str) -> None:
+    python = os.environ.get(PYTHON) or sys.executable
+    command = [python, "-P", "-m", _MODULE, str(folder.absolute()), str(part), weights]
+    said: list[str] = []
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if line.startswith(_STEP):
+                    progress.note(f"  {line.removeprefix(_STEP).strip()}")
+                else:
+                    said.append(line.strip())
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise ConfigError(_why(folder, python, child.returncode, said))
+
+
+def _why(folder: Path, python: str, code: int, said: list[str]) -> str:
+    told = [line.removeprefix(_FAILED) for line in said if line.startswith(_FAILED)]
+    if told:
+        return told[-1].replace('"ds-serve[convert]"', "'ds-serve[convert]'")
+    if any("No module named" in line for line in said):
+        return f"{folder} is a Hugging Face folder; to convert it with {python}: {INSTALL}"
+    how = f"was killed by signal {-code}; is there enough memory?" if code < 0 else said[-1:]
+    return f"{folder} cannot be converted: the conversion {how or f'ended with status {code}'}"
+
+
+def _key(root: Path, folder: Path) -> str:
+    """A hash over what is in the folder, and over what makes the result of it."""
+    digest = hashlib.sha256(f"{FORMAT}".encode())
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        if not file.name.startswith("."):
+            digest.update(f"\0{file.name}\0{_content(root, file)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _content(root: Path, file: Path) -> str:
+    """The hash of a file's content, remembered for as long as the file is not changed."""
+    stat = file.stat()
+    said = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"
+    memo = root / ".hashes" / hashlib.sha256(said.encode()).hexdigest()
+    try:
+        return memo.read_text()
+    except FileNotFoundError:
+        pass
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    memo.parent.mkdir(exist_ok=True)
+    unfinished = memo.with_name(f"{memo.name}.{os.getpid()}")
+    unfinished.write_text(found)
+    unfinished.replace(memo)
+    return found
+
+
+def compress(folder: Path, weights: str, note: Callable[[str, float], None]) -> None:
+    """Make the weights of an OpenVINO folder smaller, in place. Raises ConfigError."""
+    try:
+        import nncf  # noqa: PLC0415
+        import openvino  # type: ignore[import-untyped,unused-ignore] # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"--quantization {weights} needs {error.name}: {INSTALL}") from error
+    note(f"weights to {weights}", 0.9)
+    modes = nncf.CompressWeightsMode
+    model = openvino.Core().read_model(folder / "openvino_model.xml")
+    if weights == "int8":
+        made = nncf.compress_weights(model, mode=modes.INT8_ASYM)
+    else:
+        made = nncf.compress_weights(
+            model,
+            mode=modes.INT4_SYM,
+            group_size=GROUP,
+            advanced_parameters=nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+            ),
+        )
+    openvino.save_model(made, folder / "small.xml", compress_to_fp16=False)
+    del model, made  # it maps the file that is replaced
+    for suffix in (".xml", ".bin"):
+        (folder / f"small{suffix}").replace(folder / f"openvino_model{suffix}")
+
+
+def _tell(step: str, share: float) -> None:
+    print(f"{_STEP}{share:4.0%} {step}", flush=True)
+
+
+def _run(folder: Path, target: Path, weights: str) -> None:
+    from ds_engines.openvino_export import export_folder  # noqa: PLC0415
+
+    export_folder(folder, target, _tell)
+    if weights:
+        compress(target, weights, _tell)
+    about = {"source": folder.name, "weights": weights or "as they were", "format": FORMAT}
+    (target / "converted.json").write_text(json.dumps(about))
+
+
+def main() -> int:
+    """Convert what the command line says; the last line tells why it could not be."""
+    folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        _run(folder, target, sys.argv[3] if len(sys.argv) > 3 else "")
+    except (ConfigError, LoadError) as error:
+        print(_FAILED + " ".join(str(error).split()), flush=True)
+        return 1
+    except ServeError as error:
+        print(f"{_FAILED}{folder} cannot be converted: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
