@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import ds_serve
-from ds_engines.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    EngineFailure,
-    NotFound,
-    ServeError,
-    Unavailable,
-)
-from ds_serve.text import answers, metrics
+from ds_engines.errors import Unavailable
+from ds_serve.text import metrics
 from ds_serve.text.answers import Answer, ChatAnswer, CompletionAnswer
+from ds_serve.text.base_app import BaseApp
 from ds_serve.text.bodies import DetokenizeBody, TokenizeBody, convert
 from ds_serve.text.errors import UnknownModel
-from ds_serve.text.exchange import Exchange, Receive, Send
+from ds_serve.text.exchange import Exchange
 from ds_serve.text.fields import Wanted, chat_request, completion_request
 from ds_serve.text.loop_client import LoopClient
 from ds_serve.text.plan import Reader, plan
 from ds_serve.text.run import Run
 from ds_serve.text.tokenizing import detokenized, tokenized
 
-log = logging.getLogger("ds_serve.text")
-
 FINGERPRINT = f"ds-serve-{ds_serve.__version__}-openvino"
 
-Handler = Callable[[Exchange], Awaitable[None]]
 
-
-class TextApp:
+class TextApp(BaseApp):
     """Routes, checks and answers; `ready` is called once the model is loaded."""
 
     def __init__(
@@ -46,25 +32,13 @@ class TextApp:
         at_once: int,
         lora: Sequence[str] = (),
     ) -> None:
-        self.model = model
+        super().__init__(model, request_timeout, metrics.render, lora)
         self._client = client
-        self._timeout = request_timeout
         self._metrics = metrics.TextMetrics(model, at_once)
         client.on_load = self._metrics.load
-        self._created = int(time.time())
-        self._lora = lora
         self._reader: Reader | None = None
-        self.draining = False
-        self._exchanges = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/health": ("GET", self._health),
-            "/metrics": ("GET", self._render_metrics),
-            "/v1/models": ("GET", self._models),
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._complete),
-        }
+        self._routes["/v1/chat/completions"] = ("POST", self._chat)
+        self._routes["/v1/completions"] = ("POST", self._complete)
         for root in ("", "/v1"):
             self._routes[f"{root}/tokenize"] = ("POST", self._tokenize)
             self._routes[f"{root}/detokenize"] = ("POST", self._detokenize)
@@ -72,57 +46,6 @@ class TextApp:
     def ready(self, reader: Reader) -> None:
         """Begin to serve."""
         self._reader = reader
-
-    async def idle(self) -> None:
-        """Wait until no exchange is under way."""
-        await self._idle.wait()
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        self._exchanges += 1
-        self._idle.clear()
-        try:
-            await self._answer(exchange)
-        finally:
-            self._exchanges -= 1
-            if self._exchanges == 0:
-                self._idle.set()
-
-    async def _answer(self, exchange: Exchange) -> None:
-        try:
-            async with asyncio.timeout(exchange.timeout(self._timeout)):
-                await self._route(exchange)
-        except Cancelled:
-            return
-        except TimeoutError:
-            await exchange.fail(DeadlineExceeded("the request's deadline passed"))
-        except ServeError as error:
-            await exchange.fail(error)
-        except Exception:
-            log.exception("a request failed", extra={"fields": {"request_id": exchange.id}})
-            await exchange.fail(EngineFailure(f"internal error; request id {exchange.id}"))
-
-    async def _route(self, exchange: Exchange) -> None:
-        for model in self._model_list()["data"]:
-            if exchange.path == f"/v1/models/{model['id']}":
-                await exchange.json(model)
-                return
-        method, handler = self._routes.get(exchange.path, ("", None))
-        if handler is None:
-            raise NotFound(f"no such path: {exchange.path}")
-        if exchange.method not in (method, "HEAD" if method == "GET" else method):
-            message = f"{exchange.path} takes {method}, not {exchange.method}"
-            body = {"message": message, "type": "invalid_request_error"}
-            error = {"error": body | {"param": None, "code": "method_not_allowed"}}
-            await exchange.json(error, 405, allow=method)
-            return
-        await handler(exchange)
-
-    async def _health(self, exchange: Exchange) -> None:
-        trouble = self._trouble()
-        if trouble is not None:
-            raise Unavailable(trouble)
-        await exchange.json({"status": "ok", "model": self.model})
 
     def _trouble(self) -> str | None:
         if self._client.ended.done():
@@ -133,16 +56,8 @@ class TextApp:
             return "the server is shutting down"
         return None
 
-    async def _render_metrics(self, exchange: Exchange) -> None:
-        content_type = "text/plain; version=1.0.0; charset=utf-8"
-        await exchange.answer(metrics.render(), 200, content_type)
-
-    async def _models(self, exchange: Exchange) -> None:
-        await exchange.json(self._model_list())
-
-    def _model_list(self) -> dict[str, Any]:
-        longest = self._reader.max_seq_len if self._reader is not None else None
-        return answers.models(self.model, self._created, longest, self._lora)
+    def _longest(self) -> int | None:
+        return self._reader.max_seq_len if self._reader is not None else None
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, chat_request, ChatAnswer)
