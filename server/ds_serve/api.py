@@ -91,7 +91,7 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
             rest,
             fetch=lambda name: catalogue.fetch(name, progress=progress),
             wish=text_models.Wish(settings.engine, settings.vllm_python),
-            convert=text_models.converter(progress),
+            convert=text_models.converter(progress, settings.quantization),
         )
     return settings, quantization.quantized(settings, sources)
 

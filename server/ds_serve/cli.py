@@ -53,11 +53,12 @@ HELP = {
     "replicas": "workers of each text model",
     "lora": "an adapter of a text model, as NAME=PATH; requests name it as their model; may be "
     "repeated",
-    "prefix_caching": "whether text models on the CPU keep the beginnings of prompts for later ones",
+    "prefix_caching": "whether text models on the CPU keep what they know of prompts' beginnings",
     "chat_template": "file of the template that a text model's chats are written with, instead of "
     "its own",
     "quantization": "the recipe by which ds-quantize makes ONNX files of --model smaller before "
-    "they are served; see `ds-quantize recipes`",
+    "they are served, see `ds-quantize recipes`; int8 or int4 for the weights of a Hugging Face "
+    "folder that OpenVINO serves",
     "calibration": "the data that --quantization measures ranges on",
     "evaluation": "the data that --quantization judges by; where none are given, those of "
     "--calibration",

@@ -24,7 +24,8 @@ from ds_serve import __version__
 from ds_serve.catalogue.cache import default_root, locked
 from ds_serve.models import CONFIG, ModelSource, only_model_in, source_of
 from ds_serve.settings import Settings
-from ds_serve.text_models import VLLM
+from ds_serve.text import convert
+from ds_serve.text_models import OPENVINO, VLLM
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ def quantized(settings: Settings, sources: Sequence[ModelSource]) -> list[ModelS
         return list(sources)
     if sources and all(source.engine == VLLM for source in sources):
         return list(sources)  # it does that itself, by a method of its own
-    for source in sources:
+    rest = [source for source in sources if not _done(settings, source)]
+    if sources and not rest:
+        return list(sources)
+    for source in rest:
         check(settings, source)
     if settings.model_repository:
         raise ConfigError(
@@ -64,7 +68,14 @@ def quantized(settings: Settings, sources: Sequence[ModelSource]) -> list[ModelS
             f"--quantization {settings.quantization} needs data to measure ranges on and to judge "
             "the result by: give --calibration DATA, and --evaluation DATA"
         )
-    return [_quantized(settings, source) for source in sources]
+    return [_quantized(settings, source) if source in rest else source for source in sources]
+
+
+def _done(settings: Settings, source: ModelSource) -> bool:
+    """Whether it is a text model whose weights were made smaller when it was converted."""
+    return source.engine == OPENVINO and settings.quantization == convert.weights_of(
+        source.artifact
+    )
 
 
 def check(settings: Settings, source: ModelSource) -> None:
@@ -79,7 +90,7 @@ def check(settings: Settings, source: ModelSource) -> None:
     if source.engine != ENGINE:
         raise ConfigError(
             f"{said}: {source.engine} serves {source.artifact.name} as it is; give a file that is "
-            "quantized already"
+            "quantized already, or for int8 and int4 weights the Hugging Face folder"
         )
     if source.config is not None:
         raise ConfigError(

@@ -8,12 +8,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ds_engines import encoder_folder
 from ds_engines.errors import ConfigError
 from ds_serve.extras import installed
 from ds_serve.vllm import devices, installation
 
 AUTO, VLLM, OPENVINO, ENCODER = "auto", "vllm", "openvino-genai", "encoder"
 ENGINES = (AUTO, VLLM, OPENVINO, ENCODER)
+
+VECTORS = "an encoder, so it gives vectors or classes on the CPU"
 
 CONFIG = "config.json"
 OPENVINO_PARTS = "openvino_"
@@ -48,14 +51,16 @@ def is_folder(path: Path) -> bool:
     return (path / OPENVINO_MODEL).is_file() or bool(_config(path))
 
 
-def needs_conversion(folder: Path) -> bool:
-    """Whether OpenVINO cannot read it as it is."""
-    return folder.is_dir() and not (folder / OPENVINO_MODEL).is_file()
+def needs_conversion(engine: str, folder: Path) -> bool:
+    """Whether the engine, which runs on OpenVINO, cannot read it as it is."""
+    if engine == ENCODER:
+        return bool(encoder_folder.needs_export(folder))
+    return engine == OPENVINO and folder.is_dir() and not (folder / OPENVINO_MODEL).is_file()
 
 
 def require_readable(engine: str, folder: Path) -> None:
     """Raises ConfigError for a folder in a repository that would have to be converted first."""
-    if engine == OPENVINO and needs_conversion(folder):
+    if needs_conversion(engine, folder):
         raise ConfigError(
             f"{folder} is a Hugging Face folder, which OpenVINO does not read as it is: give it by "
             "--model, which converts it once, or install vLLM"
@@ -72,12 +77,13 @@ def is_encoder(folder: Path) -> bool:
 def choose(folder: Path, wish: Wish) -> Choice:
     """Which engine serves a folder. Raises ConfigError for one that cannot, with what to do."""
     what = ", ".join(_architectures(folder)) or "a Hugging Face folder"
-    if (folder / OPENVINO_MODEL).is_file():
+    converted = (folder / OPENVINO_MODEL).is_file()
+    if converted and not is_encoder(folder) and wish.engine != ENCODER:
         _require(wish, (AUTO, OPENVINO), f"{folder} is converted for OpenVINO")
         return Choice(OPENVINO, "an OpenVINO folder, so OpenVINO GenAI runs it on the CPU")
     if wish.engine == VLLM:
         return _vllm(wish, what)
-    if wish.engine == AUTO and _has_gpu_build(wish):
+    if wish.engine == AUTO and _has_gpu_build(wish) and not converted:
         return _vllm(wish, what)
     if wish.engine == ENCODER or (wish.engine == AUTO and is_encoder(folder)):
         return _encoder(what)
@@ -105,13 +111,17 @@ def refuse_file(path: Path, wish: Wish) -> None:
     _require(wish, (AUTO, OPENVINO), f"{path} is a GGUF file")
 
 
-def converter(progress: Any) -> Convert:
-    """What turns a Hugging Face folder into one that OpenVINO reads, once."""
+def converter(progress: Any, weights: str = "") -> Convert:
+    """What turns a Hugging Face folder into one that OpenVINO reads, once; its weights made
+    smaller where `weights` is int8 or int4.
+    """
 
     def convert(folder: Path) -> Path:
         if not installed("ds_serve.text.convert"):
             raise ConfigError(f"{folder} is a Hugging Face folder, which OpenVINO does not read")
-        found: Path = import_module("ds_serve.text.convert").openvino_folder(folder, progress)
+        module = import_module("ds_serve.text.convert")
+        smaller = weights if weights in module.WEIGHTS else ""
+        found: Path = module.openvino_folder(folder, progress, smaller)
         return found
 
     return convert

@@ -32,6 +32,9 @@ PYTHON = "DS_SERVE_CONVERT_PYTHON"
 FORMAT = 1
 """Counts up where the same folder would be converted into something else."""
 
+ABOUT = "converted.json"
+"""What a converted folder says of itself."""
+
 INSTALL = "pip install 'ds-serve[convert]'"
 _MODULE = "ds_serve.text.convert"
 _STEP, _FAILED = "step: ", "failed: "
@@ -140,6 +143,15 @@ def _content(root: Path, file: Path) -> str:
     return found
 
 
+def weights_of(folder: Path) -> str:
+    """What the weights of a converted folder were made into; "" for any other."""
+    try:
+        said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return said if said in WEIGHTS else ""
+
+
 def compress(folder: Path, weights: str, note: Callable[[str, float], None]) -> None:
     """Make the weights of an OpenVINO folder smaller, in place. Raises ConfigError."""
     try:
@@ -177,8 +189,8 @@ def _run(folder: Path, target: Path, weights: str) -> None:
     export_folder(folder, target, _tell)
     if weights:
         compress(target, weights, _tell)
-    about = {"source": folder.name, "weights": weights or "as they were", "format": FORMAT}
-    (target / "converted.json").write_text(json.dumps(about))
+    about = {"source": folder.name, "weights": weights, "format": FORMAT}
+    (target / ABOUT).write_text(json.dumps(about))
 
 
 def main() -> int:

@@ -78,8 +78,8 @@ class TextStream:
 
     A character may be spread over several tokens: its bytes are held until it is whole. Bytes
     that can never be UTF-8 become U+FFFD; an unfinished character at the very end is dropped. At
-    most `most` tokens are taken, and those of `ends` are no text. An `echo` is a prompt that the answer begins with; with `echoed`
-    the first delta has it too.
+    most `most` tokens are taken, and those of `ends` are no text. An `echo` is a prompt that the
+    answer begins with; with `echoed` the first delta has it too.
     """
 
     def __init__(

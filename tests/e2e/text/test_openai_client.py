@@ -186,7 +186,8 @@ def test_a_model_that_does_not_chat(client: openai.OpenAI, model: str) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "no content"),
         ({"n": 1000}, "n", "<= 128"),
         ({"extra_body": {"tmperature": 1}}, "tmperature", "is not a field"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
+        ({"logit_bias": {"1": 1}}, "logit_bias", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "tools has none"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
