@@ -7,6 +7,7 @@ the Hugging Face configuration that it was converted from.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def _folder(path: Path) -> ModelInfo:
             "the model has"
         )
     return found
+
+
+def precision(threads: int) -> dict[str, str]:
+    """What to tell OpenVINO about the precision that it calculates a folder's model in.
+
+    `threads` 0 is all CPUs. A single thread divides by zero in its BF16 kernels for weights of 16
+    bits, in OpenVINO 2026.4 on a CPU with AMX, and takes the process with it: that one gets FP32.
+    """
+    alone = (threads or len(os.sched_getaffinity(0))) == 1
+    return {"INFERENCE_PRECISION_HINT": "f32"} if alone else {}
 
 
 def _cache(path: Path) -> str:

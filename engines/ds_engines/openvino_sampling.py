@@ -9,6 +9,7 @@ import msgspec
 
 from ds_engines.errors import LoadError
 from ds_engines.openvino_constraints import Constraint, reason, structured
+from ds_engines.openvino_model import precision
 
 
 class TextConfig(msgspec.Struct, frozen=True):
@@ -76,6 +77,8 @@ def pipeline(config: TextConfig, blocks: int, cache: str, adapters: Any) -> Any:
     scheduler.max_num_batched_tokens = max(256, config.max_seqs)
     scheduler.max_num_seqs = config.max_seqs
     properties: dict[str, Any] = {"KV_CACHE_PRECISION": cache}
+    if config.artifact.is_dir():
+        properties |= precision(config.threads)
     if config.threads:
         properties["INFERENCE_NUM_THREADS"] = config.threads
         properties["sampler_num_threads"] = config.threads

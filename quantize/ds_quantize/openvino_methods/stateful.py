@@ -10,6 +10,7 @@ import openvino as ov  # type: ignore[import-untyped]
 
 from ds_engines.base import Array
 from ds_engines.openvino_export import MODEL
+from ds_engines.openvino_model import precision
 from ds_quantize.errors import SourceError
 from ds_quantize.openvino_methods.folder import CACHE
 
@@ -26,7 +27,7 @@ class Stateful:
         try:
             model = core.read_model(folder / MODEL)
             plain = {} if model.has_rt_info(CACHE) else {"KV_CACHE_PRECISION": "f16"}
-            given = {"INFERENCE_NUM_THREADS": threads} | plain
+            given = {"INFERENCE_NUM_THREADS": threads} | plain | precision(threads)
             compiled = core.compile_model(model, "CPU", given)
         except RuntimeError as error:
             line = str(error).strip().rpartition("\n")[2]
