@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import openvino as ov  # type: ignore[import-untyped]
+import openvino as ov
 
 from ds_engines.errors import LoadError
 from ds_engines.openvino_export import MODEL, export_folder

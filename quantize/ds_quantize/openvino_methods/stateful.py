@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov  # type: ignore[import-untyped]
+import openvino as ov
 
 from ds_engines.base import Array
 from ds_engines.openvino_export import MODEL
