@@ -10,6 +10,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from loadtests.vllm import asking, shapes
@@ -21,6 +22,7 @@ OTHERS = 8
 CHUNK = 2048
 """Tokens of a step with chunked prefill."""
 
+TIMES = 3
 POLL_SECONDS = 0.02
 _USED = re.compile(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", re.MULTILINE)
 _SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
@@ -59,8 +61,9 @@ def _measured(plan: Plan, chunked: bool) -> list[dict[str, Any]]:
 
 def _one(server: Running, plan: Plan, tokens: int, chunked: bool) -> dict[str, Any]:
     """First alone, for its time and its memory; then among others, for their gaps."""
+    times = [_prompt(server, plan, tokens).first for _ in range(TIMES)]
     with _Usage(server) as usage:
-        alone = _prompt(server, plan, tokens, answer=16)
+        _prompt(server, plan, tokens, answer=32)
     gaps = _gaps(server, plan, tokens)
     size = _SIZE.findall(server.printed())[-1].replace(",", "")
     shape = shapes.SIZES[plan.size]
@@ -68,8 +71,8 @@ def _one(server: Running, plan: Plan, tokens: int, chunked: bool) -> dict[str, A
     return {
         "tokens": tokens,
         "chunked": chunked,
-        "ttft_ms": round(1000 * alone.first, 1),
-        "kv_used": round(usage.most, 4),
+        "ttft_ms": round(1000 * median(times), 1),
+        "kv_used": round(usage.most, 6),
         "kv_mb": round(usage.most * int(size) * each / 1e6, 1),
         "kv_tokens": int(size),
         "gap_ms": round(1000 * gaps, 1),

@@ -84,8 +84,11 @@ class Process:
     def kill(self, blame: str) -> None:
         """End it at once, for the reason given."""
         self._blame = self._blame or blame
-        self._end_family()
-        self._signal(signal.SIGKILL)
+        if self._family:
+            # No second signal: the library would look for the process, and find it gone.
+            self._end_family()
+        else:
+            self._signal(signal.SIGKILL)
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
@@ -15,7 +16,7 @@ import msgspec
 from ds_engines.spec import ModelSpec
 from ds_serve.supervisor.process import Process
 from ds_serve.supervisor.text_worker import UNAVAILABLE, SocketKeeper
-from ds_serve.supervisor.worker import LOADING
+from ds_serve.supervisor.worker import LOADING, RESTARTING
 from ds_serve.vllm import probes
 from ds_serve.vllm.guard import Job
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FIRST_TOKEN_SECONDS = 600.0
 """The first request may compile kernels."""
+
+TELL_SECONDS = 0.2
 
 LOOKS = 4
 """How often within the hang timeout is looked whether the engine moves."""
@@ -93,10 +96,17 @@ class VllmKeeper(SocketKeeper):
                 return
             log.warning("model %s: its engine makes no step; asking for a token", self.name)
             if await self._watchdog.hangs(session, self.name):
-                process.kill(
+                await self._end(
+                    process,
                     "its engine hung: it had requests, made no step for over "
-                    f"{self._hang_timeout:g} s, and answered no other request"
+                    f"{self._hang_timeout:g} s, and answered no other request",
                 )
+
+    async def _end(self, process: Process, blame: str) -> None:
+        """The gateways hear why before they lose it: then clients are told, too."""
+        self._become(RESTARTING, blame)
+        await asyncio.sleep(TELL_SECONDS)
+        process.kill(blame)
 
     def _is_lost(self, process: Process, status: int) -> bool:
         """vLLM answers so once its engine is dead, and ends some seconds later, which are lost."""

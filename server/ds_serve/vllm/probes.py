@@ -128,9 +128,16 @@ class Watchdog:
             await first_answer(session, model, self._patience)
             hung = False
         except NoAnswer:
-            hung = (await pulse(session)).steps == before
+            hung = await _steps_or_none(session) in (before, None)
         self._since = self._now()
         return hung
+
+
+async def _steps_or_none(session: aiohttp.ClientSession) -> float | None:
+    try:
+        return (await pulse(session)).steps
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return None
 
 
 def _message(body: bytes, status: int) -> str:
