@@ -102,8 +102,7 @@ def resolve_all(
 
 
 def _converted(source: ModelSource, convert: Convert | None) -> ModelSource:
-    due = source.engine == text_models.OPENVINO and text_models.needs_conversion(source.artifact)
-    if not due or convert is None:
+    if convert is None or not text_models.needs_conversion(source.engine, source.artifact):
         return source
     return msgspec.structs.replace(source, artifact=convert(source.artifact))
 
@@ -119,7 +118,10 @@ def _require_distinct(names: Iterable[str]) -> None:
 def _fetched(source: ModelSource, entry: catalogue.Entry | None, fetch: Fetch) -> ModelSource:
     if entry is None:
         return source
-    return msgspec.structs.replace(source, artifact=fetch(entry.name))
+    file = fetch(entry.name)
+    # An encoder is a folder: what stands beside its weights says what is made of them.
+    whole = source.engine == text_models.ENCODER
+    return msgspec.structs.replace(source, artifact=file.parent if whole else file)
 
 
 def _plan(argument: str, wish: Wish) -> tuple[ModelSource, catalogue.Entry | None]:
@@ -210,11 +212,12 @@ def bad_name(name: str) -> str:
 def _from_catalogue(name: str, entry: catalogue.Entry) -> ModelSource:
     format_: Format = "gguf" if entry.task == "text" else "onnx"
     return ModelSource(
+    what = text_models.VECTORS if entry.engine == text_models.ENCODER else _ENGINES[format_][2]
         name=name,
         task=entry.task,
         engine=entry.engine,
         artifact=Path(entry.files[0].name),
-        why=f"{entry.name} of the catalogue is {_ENGINES[format_][2]}",
+        why=f"{entry.name} of the catalogue is {what}",
     )
 
 
@@ -235,7 +238,8 @@ def _from_address(name: str | None, address: str) -> ModelSource:
 def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSource:
     if not path.exists():
         raise ConfigError(_missing(path, said))
-    if path.is_dir() and text_models.is_folder(path) and not _holds_model(path):
+    named = wish.engine == text_models.ENCODER
+    if path.is_dir() and text_models.is_folder(path) and (named or not _holds_model(path)):
         return _from_folder(name, path, wish)
     file = _model_in(path) if path.is_dir() else path
     file = Path(os.path.normpath(file.absolute()))
@@ -248,8 +252,8 @@ def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSour
     )
     if source.engine == text_models.OPENVINO:
         text_models.refuse_file(path, wish)
-    named = Path(os.path.normpath(path.absolute()))
-    whole = named == home != file.parent and source.config == home / CONFIG
+    said_to_be = Path(os.path.normpath(path.absolute()))
+    whole = said_to_be == home != file.parent and source.config == home / CONFIG
     return msgspec.structs.replace(source, folder=home if whole else None)
 
 

@@ -13,12 +13,13 @@ from ds_engines.base import EngineOptions
 from ds_engines.errors import ConfigError
 from ds_engines.spec import BatchPolicy, ModelSpec
 from ds_serve import spans, tracing, upstream
+from ds_serve.embed import settings as encoder
 from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings, flag
-from ds_serve.text_models import VLLM
+from ds_serve.text_models import ENCODER, VLLM
 from ds_serve.text_tensors import INPUTS, OUTPUTS
 from ds_serve.vllm import command as vllm
 from ds_serve.vllm import installation
@@ -27,7 +28,7 @@ from ds_serve.vllm.options import Options, options
 from ds_serve.worker.config import CacheConfig, WorkerConfig
 
 TEXT_PLATFORM = "openvino_genai"
-_PLATFORMS = {upstream.ENGINE: "openai", VLLM: "vllm"}
+_PLATFORMS = {upstream.ENGINE: "openai", VLLM: "vllm", ENCODER: "openvino"}
 
 
 def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
@@ -90,10 +91,24 @@ def _check_text(source: ModelSource, given: Options) -> None:
             raise ConfigError(f"--lora {name}={path}: there is no such file or folder")
     for name, usual in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("dtype", "auto")):
         if getattr(given, name) != usual:
+def _check_encoder(source: ModelSource, given: Options) -> None:
+    if given.dtype not in encoder.DTYPES:
+        raise ConfigError(
+            f"model {source.name!r}: dtype is {given.dtype}; an encoder on the CPU has "
+            f"{', '.join(encoder.DTYPES)}"
+        )
+    for name in ("memory_efficient", "lora"):
+        if getattr(given, name):
+            raise ConfigError(f"model {source.name!r} is an encoder, which has no {name}")
+
+
             raise ConfigError(
                 f"model {source.name!r}: {name} {getattr(given, name)} is for vLLM, and it runs on "
                 f"{source.engine}"
             )
+    if source.engine == ENCODER:
+        _check_encoder(source, given)
+        given = msgspec.structs.replace(given, dtype="auto")
 
 
 def worker_config(
@@ -195,11 +210,12 @@ def text_command(
     settings: Settings, source: ModelSource, threads: int, logs: LogSettings, socket: Path
 ) -> list[str]:
     command = [
-        sys.executable, "-m", "ds_serve.text",
+        sys.executable, "-m", "ds_serve.embed" if encodes else "ds_serve.text",
         "--uds", str(socket),
         "--model", source.name,
         "--artifact", str(source.artifact),
         "--threads", str(threads),
+    encodes = source.engine == ENCODER
         "--request-timeout", str(settings.text_timeout),
         "--drain-timeout", str(settings.drain_timeout),
         "--hang-timeout", str(settings.hang_timeout),
@@ -216,10 +232,12 @@ def text_command(
         command += ["--lora", adapter]
     if not settings.prefix_caching:
         command += ["--prefix-caching", "false"]
-    if settings.chat_template:
-        command += ["--chat-template", settings.chat_template]
     if settings.allow_unverified:
         command.append("--allow-unverified")
+    if encodes:
+        return [*command, "--dtype", given.dtype]
+    if settings.chat_template:
+        command += ["--chat-template", settings.chat_template]
     return command
 
 

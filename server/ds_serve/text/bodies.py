@@ -43,6 +43,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 _ALLOWED = {
+    "encoding_format": "float, base64",
+    "truncation_side": "left, right",
     "role": "system, developer, user, assistant, tool",
     "type": "text, json_object, json_schema; function for a tool",
     "tool_choice": 'none, auto, required, {"type": "function", "function": {"name": ...}}',
