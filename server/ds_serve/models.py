@@ -211,8 +211,8 @@ def bad_name(name: str) -> str:
 
 def _from_catalogue(name: str, entry: catalogue.Entry) -> ModelSource:
     format_: Format = "gguf" if entry.task == "text" else "onnx"
-    return ModelSource(
     what = text_models.VECTORS if entry.engine == text_models.ENCODER else _ENGINES[format_][2]
+    return ModelSource(
         name=name,
         task=entry.task,
         engine=entry.engine,

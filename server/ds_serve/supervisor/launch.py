@@ -85,12 +85,6 @@ def check_source(settings: Settings, source: ModelSource) -> None:
         )
 
 
-def _check_text(source: ModelSource, given: Options) -> None:
-    for name, path in given.adapters.items():
-        if not Path(path).exists():
-            raise ConfigError(f"--lora {name}={path}: there is no such file or folder")
-    for name, usual in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("dtype", "auto")):
-        if getattr(given, name) != usual:
 def _check_encoder(source: ModelSource, given: Options) -> None:
     if given.dtype not in encoder.DTYPES:
         raise ConfigError(
@@ -102,13 +96,19 @@ def _check_encoder(source: ModelSource, given: Options) -> None:
             raise ConfigError(f"model {source.name!r} is an encoder, which has no {name}")
 
 
+def _check_text(source: ModelSource, given: Options) -> None:
+    for name, path in given.adapters.items():
+        if not Path(path).exists():
+            raise ConfigError(f"--lora {name}={path}: there is no such file or folder")
+    if source.engine == ENCODER:
+        _check_encoder(source, given)
+        given = msgspec.structs.replace(given, dtype="auto")
+    for name, usual in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("dtype", "auto")):
+        if getattr(given, name) != usual:
             raise ConfigError(
                 f"model {source.name!r}: {name} {getattr(given, name)} is for vLLM, and it runs on "
                 f"{source.engine}"
             )
-    if source.engine == ENCODER:
-        _check_encoder(source, given)
-        given = msgspec.structs.replace(given, dtype="auto")
 
 
 def worker_config(
@@ -209,13 +209,13 @@ def vllm_job(
 def text_command(
     settings: Settings, source: ModelSource, threads: int, logs: LogSettings, socket: Path
 ) -> list[str]:
+    encodes = source.engine == ENCODER
     command = [
         sys.executable, "-m", "ds_serve.embed" if encodes else "ds_serve.text",
         "--uds", str(socket),
         "--model", source.name,
         "--artifact", str(source.artifact),
         "--threads", str(threads),
-    encodes = source.engine == ENCODER
         "--request-timeout", str(settings.text_timeout),
         "--drain-timeout", str(settings.drain_timeout),
         "--hang-timeout", str(settings.hang_timeout),
@@ -226,16 +226,16 @@ def text_command(
     given = options(settings, source)
     if given.max_seq_len:
         command += ["--max-seq-len", str(given.max_seq_len)]
+    if settings.allow_unverified:
+        command.append("--allow-unverified")
+    if encodes:
+        return [*command, "--dtype", given.dtype]
     if given.memory_efficient:
         command.append("--memory-efficient")
     for adapter in given.lora:
         command += ["--lora", adapter]
     if not settings.prefix_caching:
         command += ["--prefix-caching", "false"]
-    if settings.allow_unverified:
-        command.append("--allow-unverified")
-    if encodes:
-        return [*command, "--dtype", given.dtype]
     if settings.chat_template:
         command += ["--chat-template", settings.chat_template]
     return command
