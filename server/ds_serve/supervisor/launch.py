@@ -24,9 +24,10 @@ from ds_serve.text_tensors import INPUTS, OUTPUTS
 from ds_serve.vllm import command as vllm
 from ds_serve.vllm import installation
 from ds_serve.vllm.guard import Job
-from ds_serve.vllm.options import Options, options
+from ds_serve.vllm.options import Options, options, own
 from ds_serve.worker.config import CacheConfig, WorkerConfig
 
+TORCH = "torch"
 TEXT_PLATFORM = "openvino_genai"
 _PLATFORMS = {upstream.ENGINE: "openai", VLLM: "vllm", ENCODER: "openvino"}
 
@@ -72,6 +73,11 @@ def check_source(settings: Settings, source: ModelSource) -> None:
         found = installation.require(installation.interpreter(settings.vllm_python))
         vllm.check(found, source.name, options(settings, source), settings.vllm_args)
         return
+    if source.engine == TORCH and not installed(TORCH):
+        raise ConfigError(
+            f"model {source.name!r} is a program of PyTorch, which is not installed: pip install "
+            "'ds-serve[torch]', or export the model to ONNX"
+        )
     if source.task == "text":
         _check_text(source, options(settings, source))
     if settings.device not in ("auto", "cpu"):
@@ -97,6 +103,11 @@ def _check_encoder(source: ModelSource, given: Options) -> None:
 
 
 def _check_text(source: ModelSource, given: Options) -> None:
+    if own(source.options, "quantization"):
+        raise ConfigError(
+            f"model {source.name!r}: quantization after '?' is for vLLM, and it runs on "
+            f"{source.engine}; give --quantization int8 or int4"
+        )
     for name, path in given.adapters.items():
         if not Path(path).exists():
             raise ConfigError(f"--lora {name}={path}: there is no such file or folder")
