@@ -139,10 +139,12 @@ vllm:num_requests_running{engine="0",model_name="m"} 7.0
 
 def test_a_worker_says_how_full_it_is() -> None:
     load = read(METRICS)
-    assert load == Load(16_000, 0.97, 3.0)
+    assert load == Load(16_000, 0.97, 3.0, 7.0)
     assert load.full
+    assert load.bound == 24_000
     assert not load._replace(waiting=0).full, "full, and nobody is kept waiting"
     free = Load(16_000, 0.5, 0)
+    assert not load._replace(running=900).full, "so few are only its next ones"
     assert together([load, free]) == Load(32_000, 0.5, 0)
     assert together([load, Load()]).capacity == 0
     assert read("nothing") == Load()

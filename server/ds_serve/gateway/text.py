@@ -23,7 +23,7 @@ from ds_engines.errors import (
     Unsupported,
 )
 from ds_engines.spec import ModelSpec
-from ds_serve.gateway import text_statistics
+from ds_serve.gateway import text_statistics, worker_metrics
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.gateway.text_body import read_json
@@ -126,6 +126,8 @@ class TextBackend:
         raise EngineFailure(f"model {self.spec.name!r} gave no answer")
 
     async def statistics(self) -> Statistics:
+        if self.spec.engine == worker_metrics.ENGINE:
+            return await text_statistics.ask(self.way.addresses)
         return await asyncio.to_thread(text_statistics.read, self.spec.name)
 
     @property

@@ -16,6 +16,9 @@ from ds_serve.security.text_ledger import NOBODY, Seat
 LOOK_EVERY = 1.0
 """Seconds from one look at the worker's metrics to the next, while there are requests."""
 
+LOOK_FULL = 0.25
+"""The same, while the worker is full."""
+
 LOOK_AGAIN = 30.0
 """The same, where the worker has said nothing of its cache."""
 
@@ -111,7 +114,7 @@ class Admission:
 
     @property
     def _bound(self) -> int:
-        return self._most or self._load.capacity
+        return self._most or self._load.bound
 
     def _take(self, key: str, tokens: int, urgency: int) -> bool:
         # A worker that is full gets one request only where it would have none.
@@ -154,7 +157,7 @@ class Admission:
                 self.pump()
                 if not self._load.capacity or not (self._requests or self._queue):
                     return
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(LOOK_FULL if self._load.full else LOOK_EVERY)
         finally:
             self._looking = None
 

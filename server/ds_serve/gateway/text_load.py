@@ -6,11 +6,17 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-FULL = 0.95
-"""Of the KV cache. Above it a worker with requests that wait gets no more."""
+FULL, BACKLOG = 0.95, 0.05
+"""Above that part of the KV cache in use, a worker gets no more while as many requests wait in it
+as that part of those that run: so much keeps it busy until it is looked at again.
+"""
+
+MORE = 1.5
+"""Times what the cache holds is let in: few answers become as long as they may."""
 
 _SAMPLE = re.compile(
-    r"^vllm:(kv_cache_usage_perc|num_requests_waiting|cache_config_info)(?:{([^}]*)})? (\S+)",
+    r"^vllm:(kv_cache_usage_perc|num_requests_waiting|num_requests_running|cache_config_info)"
+    r"(?:{([^}]*)})? (\S+)",
     re.MULTILINE,
 )
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -22,26 +28,34 @@ class Load(NamedTuple):
     capacity: int = 0
     used: float = 0.0
     waiting: float = 0.0
+    running: float = 0.0
+
+    @property
+    def bound(self) -> int:
+        """Tokens that may be let in; 0 where that is not known."""
+        return int(self.capacity * MORE)
 
     @property
     def full(self) -> bool:
-        return self.used >= FULL and self.waiting > 0
+        return self.used >= FULL and self.waiting > BACKLOG * self.running
 
 
 def read(text: str) -> Load:
     """Of one worker's metrics; the engines that it is made of together."""
-    capacity, used, waiting = 0, [0.0], 0.0
+    capacity, used, waiting, running = 0, [0.0], 0.0, 0.0
     for name, labels, value in _SAMPLE.findall(text):
         try:
             if name == "cache_config_info":
                 capacity += _capacity(dict(_LABEL.findall(labels)))
             elif name == "kv_cache_usage_perc":
                 used.append(float(value))
-            else:
+            elif name == "num_requests_waiting":
                 waiting += float(value)
+            else:
+                running += float(value)
         except ValueError:
             continue
-    return Load(capacity, max(used), waiting)
+    return Load(capacity, max(used), waiting, running)
 
 
 def _capacity(labels: dict[str, str]) -> int:
@@ -57,4 +71,4 @@ def together(loads: Iterable[Load]) -> Load:
     free = min(known, key=lambda load: (load.full, load.used))
     sizes = [load.capacity for load in known]
     # Where one does not say, nobody knows for all.
-    return Load(sum(sizes) if all(sizes) else 0, free.used, free.waiting)
+    return free._replace(capacity=sum(sizes) if all(sizes) else 0)

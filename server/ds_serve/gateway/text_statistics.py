@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
+from collections.abc import Iterable
 
 from ds_serve import metrics
+from ds_serve.gateway import worker_metrics
 from ds_serve.transport.messages import Duration, Statistics
 
 TIMES = "vllm:e2e_request_latency_seconds"
 """The histogram of whole requests. Text engines batch by themselves: a request is one execution."""
+
+
+_SAMPLE = re.compile(rf"^{TIMES}_(count|sum)\{{.*\}} (\S+)$", re.MULTILINE)
+
+
+async def ask(addresses: Iterable[str]) -> Statistics:
+    """The same of vLLM servers, which keep their metrics to themselves."""
+    done = Duration()
+    for text in await asyncio.gather(*map(worker_metrics.read, addresses)):
+        for kind, value in _SAMPLE.findall(text):
+            if kind == "count":
+                done.count += round(float(value))
+            else:
+                done.ns += round(float(value) * 1e9)
+    return _statistics(done)
 
 
 def read(model: str) -> Statistics:
@@ -23,6 +42,10 @@ def read(model: str) -> Statistics:
                     done.count += round(sample.value)
                 elif sample.name == f"{TIMES}_sum":
                     done.ns += round(sample.value * 1e9)
+    return _statistics(done)
+
+
+def _statistics(done: Duration) -> Statistics:
     return Statistics(
         inference_count=done.count,
         execution_count=done.count,

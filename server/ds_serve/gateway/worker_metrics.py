@@ -73,6 +73,12 @@ def _replica(address: str, index: int) -> str:
 
 
 async def _page(state: ModelState, address: str, labels: str) -> Page | None:
+    text = await read(address)
+    return Page(state.name, labels, text) if text else None
+
+
+async def read(address: str) -> str:
+    """What the server at a socket says; "" where it says nothing in time."""
     import aiohttp  # noqa: PLC0415  takes long: only servers that have text models have need of it
 
     timeout = aiohttp.ClientTimeout(total=SECONDS)
@@ -82,9 +88,9 @@ async def _page(state: ModelState, address: str, labels: str) -> Page | None:
             aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session,
             session.get("/metrics") as answer,
         ):
-            return Page(state.name, labels, await answer.text()) if answer.status == 200 else None
+            return await answer.text() if answer.status == 200 else ""
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
-        return None
+        return ""
 
 
 def merged(own: bytes, found: Sequence[Page]) -> bytes:
