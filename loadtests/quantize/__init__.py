@@ -10,12 +10,15 @@ from pathlib import Path
 
 from ds_quantize.recipe_file import shipped
 
+TENSORS, LANGUAGE = "results", "language models"
 RECIPES = Path(__file__).with_name("recipes")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What `ds-quantize` is given: a model, data, and a recipe with limits."""
+    """What `ds-quantize` is given: a model, data, and a recipe with limits. `table` is the one of
+    the page that it is in.
+    """
 
     name: str
     about: str
@@ -23,6 +26,7 @@ class Case:
     calibration: str
     evaluation: str
     recipe: Path
+    table: str = TENSORS
 
 
 def recipe(name: str) -> Path:

@@ -55,7 +55,8 @@ def main(words: Sequence[str] | None = None) -> int:
         except (QuantizeError, BenchmarkError, ValueError, ImportError) as error:
             console.print(f"error: {error}", style="red", markup=False)
             return 1
-    console.print(results.markdown(lines), markup=False, soft_wrap=True)
+    for table, own in results.tables(lines).items():
+        console.print(results.markdown(table, own), markup=False, soft_wrap=True)
     if given.write:
         results.write(PAGE, lines)
     return 0 if all(line.verdict.passed for line in lines) else 1

@@ -13,13 +13,19 @@ from pathlib import Path
 from ds_quantize.api import Quantized
 from ds_quantize.evaluate import Estimate, Evaluation
 from ds_quantize.gate import Verdict
-from loadtests.quantize import Case
+from loadtests.quantize import LANGUAGE, TENSORS, Case
 
 COLUMNS = (
     "model", "recipe", "metric", "original", "candidate", "agreement", "size", "speedup at batch",
     "passed",
 )  # fmt: skip
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+
+LIBRARIES = {
+    TENSORS: ("onnxruntime",),
+    LANGUAGE: ("transformers", "llmcompressor", "nncf", "openvino"),
+}
+"""Table of the page to the libraries that its figures depend on."""
 
 
 PERPLEXITY = "perplexity"
@@ -38,7 +44,8 @@ class Line:
 
     def cells(self) -> tuple[str, ...]:
         found = self.evaluation
-        shown = [found.quality, *(each for each in found.metrics if each.metric == PERPLEXITY)]
+        more = [each for each in found.metrics[1:] if each.metric == PERPLEXITY]
+        shown = [found.quality, *more]
         speedups = ", ".join(f"{batch}: {ratio:.1f}" for batch, ratio in found.speedups.items())
         return (
             f"{self.case.name}: {self.case.about}",
@@ -59,16 +66,25 @@ def line(case: Case, made: Quantized) -> Line:
     return Line(case, case.recipe.stem, made.evaluation, made.verdict)
 
 
-def markdown(lines: Sequence[Line], others: Sequence[str] = ()) -> str:
+def tables(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each table that has any."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.case.table, []).append(line)
+    return found
+
+
+def markdown(table: str, lines: Sequence[Line], others: Sequence[str] = ()) -> str:
     """`others`: rows that are there already."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(line.cells() for line in lines)]
     said = [*others, *(f"| {' | '.join(row)} |" for row in rows[2:])]
     head = [f"| {' | '.join(row)} |" for row in rows[:2]]
-    return machine() + "\n\n" + "\n".join([*head, *sorted(said)])
+    return machine(table) + "\n\n" + "\n".join([*head, *sorted(said)])
 
 
-def machine() -> str:
+def machine(table: str) -> str:
     """One paragraph."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES[table])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
@@ -77,7 +93,7 @@ def machine() -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, ds-serve {version('ds-serve')}: {_processor()}, {cores} "
         f"cores, {memory:.0f} GiB, Linux {platform.release()}, "
         f"{busy if load > 1.5 * cores else 'otherwise idle'}; Python {platform.python_version()}, "
-        f"onnxruntime {version('onnxruntime')}."
+        f"{libraries}."
     )
 
 
@@ -90,12 +106,14 @@ def _processor() -> str:
 
 
 def write(page: Path, lines: Sequence[Line]) -> None:
-    """Between two marks of the page, where rows of other recipes stay."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    there, _, after = rest.partition(END)
-    said = markdown(lines, _others(there, lines))
-    page.write_text(f"{before}{BEGIN}\n{said}\n{END}{after}", encoding="utf-8")
+    """Each table between two marks of the page, where rows of other recipes stay."""
+    for table, own in tables(lines).items():
+        begin, end = BEGIN.format(table), END.format(table)
+        text = page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(begin)
+        there, _, after = rest.partition(end)
+        said = markdown(table, own, _others(there, own))
+        page.write_text(f"{before}{begin}\n{said}\n{end}{after}", encoding="utf-8")
 
 
 def _others(table: str, lines: Sequence[Line]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from loadtests.peers.text.model import hugging_face
-from loadtests.quantize import Case, recipe
+from loadtests.quantize import LANGUAGE, Case, recipe
 
 CALIBRATION = 32
 SHORTEST, LONGEST = 300, 900
@@ -37,6 +37,7 @@ def case(folder: Path, rows: int = 60) -> Case:
         calibration=str(folder / "calibration.txt"),
         evaluation=str(folder / "evaluation.txt"),
         recipe=recipe("llm-w8a8"),
+        table=LANGUAGE,
     )
 
 
