@@ -117,6 +117,18 @@ def test_a_killed_server_leaves_no_engine_behind(server: Server) -> None:
     back(server, pid)
 
 
+def test_its_statistics_are_kserves_too(server: Server) -> None:
+    before = _success(server)
+    ask(server, "hello")
+    assert _success(server)["count"] == before["count"] + 1
+    assert _success(server)["ns"] == before["ns"] + 500_000_000
+
+
+def _success(server: Server) -> dict[str, int]:
+    (found,) = server.get("/v2/models/chat/stats").json()["model_stats"]
+    return {name: int(value) for name, value in found["inference_stats"]["success"].items()}
+
+
 @pytest.mark.slow
 def test_an_engine_that_hangs_is_started_again(tmp_path: Path) -> None:
     with Server(*flags(tmp_path, "--hang-timeout", "2")) as server:

@@ -116,6 +116,12 @@ vllm:iteration_tokens_total_bucket{{engine="0",le="+Inf",model_name="{self.name}
 {self.engine.steps}
 vllm:iteration_tokens_total_count{labels} {self.engine.steps}
 vllm:iteration_tokens_total_sum{labels} {self.engine.steps}
+# HELP vllm:e2e_request_latency_seconds Histogram of e2e request latency in seconds.
+# TYPE vllm:e2e_request_latency_seconds histogram
+vllm:e2e_request_latency_seconds_bucket{{engine="0",le="+Inf",model_name="{self.name}"}} \
+{self.engine.steps}
+vllm:e2e_request_latency_seconds_count{labels} {self.engine.steps}
+vllm:e2e_request_latency_seconds_sum{labels} {self.engine.steps / 2}
 """.encode()
 
     def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
