@@ -53,6 +53,7 @@ class BatchEngine(Protocol):
 ENGINES = {
     "onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine",
     "openvino": "ds_engines.openvino:OpenVINOEngine",
+    "torch": "ds_engines.torch:TorchEngine",
     "python": "ds_engines.python_backend.engine:PythonEngine",
 }
 """Engine name to `module:class`; the module is imported when the engine is first asked for."""

@@ -26,7 +26,7 @@ from ds_proto.model_config_pb2 import (
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
 """The older name, engine and file format in one, of each engine."""
 
-CPU_ENGINES = {"onnxruntime", "openvino", "python"}
+CPU_ENGINES = {"onnxruntime", "openvino", "python", "torch"}
 
 AXIS = "batch_axis."
 """What a parameter that names a tensor's batch axis begins with."""

@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from ds_engines import torch_archive
 from ds_engines.errors import ConfigError
 
-Format = Literal["onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle"]
+Format = Literal["onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle", "torch"]
 
 PYTHON = ".py"
 
 SAVED_MODEL = "saved_model.pb"
 """TensorFlow's, which stands for the folder that it is in."""
 
-SUPPORTED = "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite and Paddle models"
+SUPPORTED = (
+    "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite, Paddle and torch.export's "
+    "models"
+)
 
 _HEAD = 512
 _ONNX_GRAPH = 7
@@ -24,14 +28,25 @@ _ONNX_GRAPH = 7
 
 _TEXT = frozenset(b"\t\n\f\r") | frozenset(range(32, 127))
 
-_TORCH = "a PyTorch file; export it to ONNX"
+_TORCH = "a PyTorch file; export the model with torch.export, or to ONNX"
+_PICKLE = (
+    "a pickle, as torch.save writes it: to read it is to run what code it holds, so it never is; "
+    "export the model with torch.export, or to ONNX"
+)
+_ARCHIVES: dict[str | None, str] = {
+    "pickle": _PICKLE,
+    "torchscript": "TorchScript; export the model with torch.export, or to ONNX",
+    "aotinductor": "an AOTInductor package, which no engine here runs yet; give what torch.export "
+    "saved",
+}
+_ZIP = b"PK\x03\x04"
 _TENSORRT = "a TensorRT plan, which no engine here runs yet; give the ONNX file it was built from"
 _STARTS = {
     b"ptrt": _TENSORRT,
-    b"PK\x03\x04": "a zip archive, as PyTorch writes them; export the model to ONNX",
+    _ZIP: "a zip archive, but not one of PyTorch's",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"\x89HDF": "an HDF5 file (Keras?); export it to ONNX",
-    b"\x80": _TORCH,
+    b"\x80": _PICKLE,
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
 }
 _SUFFIXES = {
@@ -40,7 +55,7 @@ _SUFFIXES = {
     ".trt": _TENSORRT,
     ".pt": _TORCH,
     ".pth": _TORCH,
-    ".pt2": "a torch.export archive, which no engine here runs yet; export it to ONNX",
+    ".pt2": "no whole archive of torch.export",
     ".safetensors": "a safetensors file, weights alone; export the model to ONNX or GGUF",
     ".pb": "a TensorFlow graph; give the SavedModel folder that it was frozen from",
     ".pdiparams": "Paddle's weights alone; give the .pdmodel file beside it",
@@ -68,6 +83,8 @@ def format_of(path: Path) -> Format:
         return "python"
     if head.startswith(b"GGUF"):
         return "gguf"
+    if head.startswith(_ZIP) and torch_archive.kind(path) == "exported":
+        return "torch"
     if found := _openvinos(path, head):
         return found
     if size and _is_onnx(path):
@@ -104,6 +121,8 @@ def is_misnamed(path: Path) -> bool:
 
 def describe(path: Path, head: bytes = b"") -> str:
     """What a file is that is not served, by its suffix and its first bytes, `head`."""
+    if head.startswith(_ZIP) and (said := _ARCHIVES.get(torch_archive.kind(path))):
+        return said
     if said := _SUFFIXES.get(path.suffix.lower()):
         return said
     for start, said in _STARTS.items():

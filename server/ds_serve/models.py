@@ -30,7 +30,7 @@ from ds_serve.vllm import options as text_options
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
-SUFFIXES = (".onnx", ".gguf", ".xml", ".tflite", ".pdmodel")
+SUFFIXES = (".onnx", ".gguf", ".xml", ".tflite", ".pdmodel", ".pt2")
 _UNNAMED = ("model", "saved_model", "inference")
 """Files that have their name from their format: the model has its folder's."""
 
@@ -46,6 +46,7 @@ _ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
     "tensorflow": ("tensor", "openvino", "a TensorFlow SavedModel, so OpenVINO runs it on the CPU"),
     "tflite": ("tensor", "openvino", "a TensorFlow Lite file, so OpenVINO runs it on the CPU"),
     "paddle": ("tensor", "openvino", "a Paddle model, so OpenVINO runs it on the CPU"),
+    "torch": ("tensor", "torch", "a program of torch.export, so PyTorch runs it on the CPU"),
     "python": ("tensor", "python", "a Python model, so it runs in a Python process of its own"),
 }
 

@@ -108,7 +108,7 @@ def test_the_layout_of_a_repository(repository: Path) -> None:
         assert "'other'" in states["misnamed", ""][1]
         assert "'misnamed'" in states["misnamed", ""][1]
         assert "has no folder of a version" in states["empty", ""][1]
-        assert "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite and Paddle models" in states["torn", ""][1]
+        assert "supported are ONNX, GGUF, OpenVINO" in states["torn", ""][1]
         assert set(index(server, ready=True)) == ready
         assert server.ready()
         oldest, newest = answer(server, "all", "1"), answer(server, "all", "3")

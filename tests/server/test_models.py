@@ -140,6 +140,8 @@ def test_an_empty_folder_is_refused(folder: Path) -> None:
         ("net.bin", b"ptrt\x00\x00", "TensorRT plan"),
         ("net.pt", b"PK\x03\x04", "PyTorch"),
         ("net.pt2", b"PK\x03\x04", "torch.export"),
+        ("net.pt", b"\x80\x02ctorch", "PyTorch"),
+        ("net.ckpt", b"\x80\x02ctorch", "a pickle"),
         ("net.safetensors", b"\x08\0\0\0\0\0\0\0{}", "safetensors"),
         ("net.onnx", b"", "an empty file"),
         ("net.onnx", b"<html>", "a text file"),

@@ -13,7 +13,7 @@ import msgspec
 from ds_engines.errors import ConfigError
 from ds_engines.spec import Task
 
-Engine = Literal["onnxruntime", "encoder", "openvino", "openvino-genai", "python"]
+Engine = Literal["onnxruntime", "encoder", "openvino", "openvino-genai", "python", "torch"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(gt=0)]
 
