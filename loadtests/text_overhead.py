@@ -220,7 +220,7 @@ NAMES = {
 
 
 def rows(rates: Rates) -> list[tuple[str, ...]]:
-    found = []
+    found: list[tuple[str, ...]] = []
     for way in WAYS:
         each, of = rates[way], shares(rates, way)
         found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -74,14 +74,16 @@ class ChatAnswer:
         delta = {"role": "assistant", "content": ""}
         return [self._chunk([_chat_choice(at, delta, None, None)])]
 
-    def chunk(self, at: int, piece: Piece) -> dict[str, Any]:
+    def chunks(self, at: int, piece: Piece) -> list[dict[str, Any]]:
         delta: dict[str, Any] = {"content": piece.text} if piece.text or piece.logprobs else {}
         if piece.calls:
             delta["tool_calls"] = [{"index": call.index} | _call(call) for call in piece.calls]
-        return self._chunk([_chat_choice(at, delta, self._logprobs(piece.logprobs), piece.finish)])
+        logprobs = self._logprobs(piece.logprobs)
+        return [self._chunk([_chat_choice(at, delta, logprobs, piece.finish)])]
 
-    def usage_chunk(self, counts: dict[str, int]) -> dict[str, Any]:
-        return self._chunk([]) | {"usage": counts}
+    def closing(self, counts: dict[str, int], with_usage: bool) -> list[bytes]:
+        """What the stream ends with."""
+        return _closing(self._chunk([]) | {"usage": counts}, with_usage)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head | {"object": "chat.completion.chunk", "choices": choices}
@@ -145,11 +147,12 @@ class CompletionAnswer:
         """A completion's stream begins with its text."""
         return []
 
-    def chunk(self, at: int, piece: Piece) -> dict[str, Any]:
-        return self._head | {"choices": [self._choice(at, piece)]}
+    def chunks(self, at: int, piece: Piece) -> list[dict[str, Any]]:
+        return [self._head | {"choices": [self._choice(at, piece)]}]
 
-    def usage_chunk(self, counts: dict[str, int]) -> dict[str, Any]:
-        return self._head | {"choices": [], "usage": counts}
+    def closing(self, counts: dict[str, int], with_usage: bool) -> list[bytes]:
+        """What the stream ends with."""
+        return _closing(self._head | {"choices": [], "usage": counts}, with_usage)
 
     def _choice(self, at: int, piece: Piece) -> dict[str, Any]:
         return {
@@ -170,4 +173,17 @@ class CompletionAnswer:
         }
 
 
-Answer = ChatAnswer | CompletionAnswer
+def _closing(usage_chunk: dict[str, Any], with_usage: bool) -> list[bytes]:
+    return [event(usage_chunk), DONE] if with_usage else [DONE]
+
+
+class Answer(Protocol):
+    """Writes an answer: whole, or as the events of a stream."""
+
+    def whole(self, choices: Sequence[Piece], counts: dict[str, int]) -> dict[str, Any]: ...
+
+    def opening(self, at: int) -> list[dict[str, Any]]: ...
+
+    def chunks(self, at: int, piece: Piece) -> list[dict[str, Any]]: ...
+
+    def closing(self, counts: dict[str, int], with_usage: bool) -> list[bytes]: ...

@@ -15,6 +15,7 @@ from ds_serve.text.exchange import Exchange
 from ds_serve.text.fields import Wanted, chat_request, completion_request
 from ds_serve.text.loop_client import LoopClient
 from ds_serve.text.plan import Reader, plan
+from ds_serve.text.responses import ResponseAnswer, response_request
 from ds_serve.text.run import Run
 from ds_serve.text.tokenizing import detokenized, tokenized
 
@@ -39,6 +40,7 @@ class TextApp(BaseApp):
         self._reader: Reader | None = None
         self._routes["/v1/chat/completions"] = ("POST", self._chat)
         self._routes["/v1/completions"] = ("POST", self._complete)
+        self._routes["/v1/responses"] = ("POST", self._respond)
         for root in ("", "/v1"):
             self._routes[f"{root}/tokenize"] = ("POST", self._tokenize)
             self._routes[f"{root}/detokenize"] = ("POST", self._detokenize)
@@ -64,6 +66,9 @@ class TextApp(BaseApp):
 
     async def _complete(self, exchange: Exchange) -> None:
         await self._generate(exchange, completion_request, CompletionAnswer)
+
+    async def _respond(self, exchange: Exchange) -> None:
+        await self._generate(exchange, response_request, ResponseAnswer)
 
     async def _generate(
         self,

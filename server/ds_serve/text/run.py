@@ -95,11 +95,10 @@ class Run:
             if self._exchange.status == 0:
                 await self._open()
             if piece.text or piece.logprobs or piece.calls or piece.finish:
-                await self._write(self._answer.chunk(choice, piece))
-        if self._wanted.include_usage:
-            chunk = self._answer.usage_chunk(self._usage())
-            await self._exchange.write(answers.event(chunk))
-        await self._exchange.write(answers.DONE)
+                for chunk in self._answer.chunks(choice, piece):
+                    await self._write(chunk)
+        for data in self._answer.closing(self._usage(), self._wanted.include_usage):
+            await self._exchange.write(data)
         await self._exchange.close_stream()
 
     async def _open(self) -> None:
