@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from loadtests.start_up.subjects import fetched
 MODEL = "smollm2-135m-instruct"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "text-openvino.md"
 WAYS = ("direct", "whole", "streamed")
+INTERRUPTED = 130
 LEAST = 0.95
 """Of the direct rate, for whole answers."""
 
@@ -242,12 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         direct(plan)
         return 0
     console = Console()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in vars(plan).items()]
     try:
         rates = measured(plan, words, console)
     except BenchmarkError as error:
         console.print(str(error), style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     shown = Table(*COLUMNS, title=f"{MODEL}, {plan.clients} clients")
     for row in rows(rates):
         shown.add_row(*row)

@@ -79,7 +79,11 @@ class ChatAnswer:
         if piece.calls:
             delta["tool_calls"] = [{"index": call.index} | _call(call) for call in piece.calls]
         logprobs = self._logprobs(piece.logprobs)
-        return [self._chunk([_chat_choice(at, delta, logprobs, piece.finish)])]
+        if not (piece.calls and piece.finish):
+            return [self._chunk([_chat_choice(at, delta, logprobs, piece.finish)])]
+        # Clients close a call at the chunk after it.
+        called = _chat_choice(at, delta, logprobs, None)
+        return [self._chunk([called]), self._chunk([_chat_choice(at, {}, None, piece.finish)])]
 
     def closing(self, counts: dict[str, int], with_usage: bool) -> list[bytes]:
         """What the stream ends with."""

@@ -87,7 +87,7 @@ def test_tokens_are_counted_over_the_gateway(client: openai.OpenAI) -> None:
 def test_a_long_document_is_summarised(client: openai.OpenAI) -> None:
     """Four thousand tokens in, and the answer is about what is in them."""
     about = "The harbour of Esk lies at the mouth of a river. Ships load timber and salt there. "
-    text = "".join(f"Year {1800 + year}: {about}" for year in range(150))
+    text = "".join(f"Year {1800 + year}: {about}" for year in range(160))
     question = f"{text}\n\nSummarise the text above in two sentences."
     answer = client.chat.completions.create(
         model=TEXT,
