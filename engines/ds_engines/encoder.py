@@ -73,6 +73,7 @@ class EncoderEngine:
             ids[at, : len(row.ids)] = row.ids
             types[at, : len(row.ids)] = row.types
             mask[at, : len(row.ids)] = 1
+        types = np.minimum(types, self._info.types - 1)
         places = np.broadcast_to(np.arange(width), ids.shape)
         return {
             "input_ids": ids, "attention_mask": mask, "token_type_ids": types,

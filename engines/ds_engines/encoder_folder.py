@@ -51,7 +51,8 @@ class EncoderInfo(msgspec.Struct, frozen=True):
 
     `max_seq_len` is in tokens, what the folder asks for; `positions` is what the network has
     places for, 0 where that is not known. `matryoshka` are the lengths that a vector may be cut
-    to; () for none, (0,) for any. `graph` is a file with the whole network, if there is one.
+    to; () for none, (0,) for any. `types` is how many texts it tells apart that it reads together.
+    `graph` is a file with the whole network, if there is one.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class EncoderInfo(msgspec.Struct, frozen=True):
     positions: int
     matryoshka: tuple[int, ...]
     lower: bool
+    types: int
     graph: Path | None
 
     @property
@@ -98,6 +100,7 @@ def read(folder: Path, max_seq_len: int = 0) -> EncoderInfo:
         positions=positions,
         matryoshka=_matryoshka(config),
         lower=bool(limits.get("do_lower_case")),
+        types=_types(folder, config),
         graph=next((folder / name for name in GRAPHS if (folder / name).is_file()), None),
     )
 
@@ -234,6 +237,13 @@ def _positions(config: dict[str, Any]) -> int:
     found = int(config.get("max_position_embeddings") or 0)
     offset = str(config.get("model_type")) in ("roberta", "xlm-roberta", "camembert", "mpnet")
     return found - int(config.get("pad_token_id", 1)) - 1 if found and offset else found
+
+
+def _types(folder: Path, config: dict[str, Any]) -> int:
+    names = read_json(folder / "tokenizer_config.json", missing=True).get("model_input_names")
+    if isinstance(names, list) and "token_type_ids" not in names:
+        return 1
+    return max(1, int(config.get("type_vocab_size") or 1))
 
 
 def _limit(folder: Path, limits: dict[str, Any], positions: int, wanted: int) -> int:
