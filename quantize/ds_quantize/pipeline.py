@@ -150,8 +150,9 @@ class Pipeline:
         metric, options = self.job.metric or candidate.recipe.metric, self.job.options
         if candidate.stand_in:
             options = msgspec.structs.replace(options, batches=(), memory=False)
+        baseline = self._beside(candidate)
         inputs = self._judges(candidate.judged.model) | {
-            "baseline": (baseline := self._beside(candidate)).key,
+            "baseline": baseline.key,
             "candidate": candidate.judged.key,
             "data": evaluation.digest,
             "metric": [metric, _digests(_file_of(metric))],
