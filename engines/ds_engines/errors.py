@@ -14,6 +14,7 @@ ServeError
 ├── DeadlineExceeded     the request's deadline passed before an answer
 ├── Cancelled            the client went away
 ├── EngineFailure        the engine failed while running a batch
+│   └── OutOfMemory      the device has no memory left for it; a smaller batch may fit
 ├── ConfigError          a flag or configuration field is wrong; names field and file
 └── LoadError            a model file cannot be loaded; names the file
 """
@@ -96,6 +97,12 @@ class Cancelled(ServeError):
 
 class EngineFailure(ServeError):
     """The engine failed while running a batch."""
+
+
+class OutOfMemory(EngineFailure):
+    """The device has no memory left for a batch: a smaller one may fit, or the same one later."""
+
+    retry_after: float | None = 1.0
 
 
 class ConfigError(ServeError):

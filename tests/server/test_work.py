@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ds_engines.base import Tensors
-from ds_engines.errors import EngineFailure
+from ds_engines.errors import EngineFailure, OutOfMemory
 from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
 from ds_serve.scheduler.queue import Entry
 from ds_serve.transport.link import Link
@@ -133,6 +133,46 @@ def test_a_request_that_fails_fails_alone() -> None:
     assert [values(answer)["y"] for answer in answers[::2]] == [[[2]], [[6]]]
     assert len(engine.batches) == 4
     assert [timing.rows for timing in timings] == [1, 1]
+
+
+class Small(Engine):
+    """Has memory for so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
+        answers = super().run(batch, outputs)
+        if len(batch["x"]) > self.rows:
+            raise OutOfMemory("cudaMalloc: 8 MiB are not free")
+        return answers
+
+
+def test_what_the_devices_memory_does_not_hold_is_run_in_halves() -> None:
+    engine, wanted = Small(2), ("y", "next")
+    answers, timings = run(
+        engine,
+        infer([[1], [2], [3]], outputs=wanted),
+        infer([[4], [5], [6], [7.5]], outputs=wanted, request_id=2),
+    )
+    assert [values(answer) for answer in answers] == [
+        {"y": [[2], [4], [6]], "next": [[2, 3, 4], [0, -1, -2]]},
+        {"y": [[8], [10], [12], [15]], "next": [[5, 6, 7, 8.5], [-3, -4, -5, -6.5]]},
+    ]
+    assert [len(batch["x"]) for batch in engine.batches] == [7, 3, 1, 2, 4, 2, 2]
+    assert [timing.rows for timing in timings] == [7]
+
+
+def test_a_row_that_the_memory_does_not_hold_fails_its_request_alone() -> None:
+    answers, _ = run(Small(0), infer([[1]], outputs=("y",)), infer([[2]], outputs=("y",)))
+    assert [answer.fault and answer.fault.kind for answer in answers] == ["OutOfMemory"] * 2
+
+
+def test_an_answer_of_all_rows_together_is_not_put_together_from_halves() -> None:
+    answers, _ = run(Small(1), infer([[1], [2]]))
+    assert answers[0].fault is not None
+    assert answers[0].fault.kind == "OutOfMemory"
 
 
 def test_missing_rows_are_noticed_and_go_to_nobody_else() -> None:

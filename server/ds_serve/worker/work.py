@@ -11,7 +11,7 @@ import numpy as np
 
 from ds_engines import datatypes
 from ds_engines.base import Array, BatchEngine, Tensors
-from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.errors import EngineFailure, OutOfMemory, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.scheduler.queue import Entry
 from ds_serve.scheduler.sequences import Step
@@ -117,7 +117,8 @@ class BatchRunner:
         t0 = time.monotonic_ns()
         batch = self._joined(jobs)
         t1 = time.monotonic_ns()
-        results = self._engine.run(batch, self._wanted(jobs[0].request))
+        rows = sum(job.request.rows for job in jobs)
+        results = self._results(batch, self._wanted(jobs[0].request), rows)
         t2 = time.monotonic_ns()
         answers = self._split(jobs, results)
         for job, answer in zip(jobs, answers, strict=True):
@@ -126,8 +127,31 @@ class BatchRunner:
         for job, answer in zip(jobs, answers, strict=True):
             if job.request.traced:
                 answer.times = (job.queued_ns, t0, t1, t2, t3)
-        rows = sum(job.request.rows for job in jobs)
         return Timing(rows, t1 - t0, t2 - t1, t3 - t2)
+
+    def _results(self, batch: Tensors, wanted: tuple[str, ...], rows: int) -> Tensors:
+        """What the engine answers; where its memory does not suffice, in halves."""
+        try:
+            return self._engine.run(batch, wanted)
+        except OutOfMemory as error:
+            if rows < 2 or not self._divisible(wanted):
+                raise
+            log.warning("model %s: %d rows again in halves: %s", self._spec.name, rows, error)
+        half = rows // 2
+        first = self._results(rows_of(self._spec.inputs, batch, 0, half), wanted, half)
+        rest = self._results(rows_of(self._spec.inputs, batch, half, rows), wanted, rows - half)
+        return {
+            tensor.name: np.concatenate([first[tensor.name], rest[tensor.name]], tensor.batch_axis)
+            for tensor in self._spec.outputs
+            if tensor.name in first and tensor.batch_axis is not None
+        }
+
+    def _divisible(self, wanted: tuple[str, ...]) -> bool:
+        """Whether halves' answers make the whole's."""
+        asked = (each for each in self._spec.outputs if not wanted or each.name in wanted)
+        return bool(self._spec.batch.max_batch_size) and all(
+            tensor.batch_axis is not None for tensor in asked
+        )
 
     def _wanted(self, request: Infer) -> tuple[str, ...]:
         """The outputs that the engine must give; none named: all."""
@@ -186,9 +210,23 @@ def _deal_slices(
     start = 0
     for job, answer in zip(jobs, answers, strict=True):
         stop = start + job.request.rows
-        part = array[(slice(None),) * axis + (slice(start, stop),)]
+        part = _slice(array, axis, start, stop)
         answer.outputs.append(_tensor(tensor.name, tensor.datatype, part))
         start = stop
+
+
+def rows_of(inputs: tuple[TensorSpec, ...], batch: Tensors, start: int, stop: int) -> Tensors:
+    """Some rows of a batch, as views; tensors without a batch axis are all rows'."""
+    axes = {tensor.name: tensor.batch_axis for tensor in inputs}
+    return {
+        name: array if (axis := axes.get(name)) is None else _slice(array, axis, start, stop)
+        for name, array in batch.items()
+    }
+
+
+def _slice(array: Array, axis: int, start: int, stop: int) -> Array:
+    part: Array = array[(slice(None),) * axis + (slice(start, stop),)]
+    return part
 
 
 def check_rows(name: str, array: Array, axis: int, total: int) -> None:

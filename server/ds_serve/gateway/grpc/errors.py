@@ -27,6 +27,7 @@ CODES = {
     "DeadlineExceeded": StatusCode.DEADLINE_EXCEEDED,
     "Cancelled": StatusCode.CANCELLED,
     "EngineFailure": StatusCode.INTERNAL,
+    "OutOfMemory": StatusCode.RESOURCE_EXHAUSTED,
     "ConfigError": StatusCode.INVALID_ARGUMENT,
     "LoadError": StatusCode.INTERNAL,
     "ServeError": StatusCode.INTERNAL,

@@ -23,6 +23,7 @@ STATUS = {
     "DeadlineExceeded": 504,
     "Cancelled": 499,
     "EngineFailure": 500,
+    "OutOfMemory": 503,
     "ConfigError": 400,
     "LoadError": 500,
     "ServeError": 500,
