@@ -105,7 +105,7 @@ def resolve_all(
 def _converted(source: ModelSource, convert: Convert | None) -> ModelSource:
     if convert is None or not text_models.needs_conversion(source.engine, source.artifact):
         return source
-    return msgspec.structs.replace(source, artifact=convert(source.artifact))
+    return msgspec.structs.replace(source, artifact=convert(source.engine, source.artifact))
 
 
 def _require_distinct(names: Iterable[str]) -> None:

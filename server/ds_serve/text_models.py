@@ -29,7 +29,8 @@ _ENCODERS = (
     "MPNetModel", "NomicBertModel", "ModernBertModel", "GteModel", "BertForMaskedLM",
 )  # fmt: skip
 
-Convert = Callable[[Path], Path]
+Convert = Callable[[str, Path], Path]
+"""From an engine and a folder that it cannot read to one that it can."""
 
 
 class Wish(NamedTuple):
@@ -112,16 +113,17 @@ def refuse_file(path: Path, wish: Wish) -> None:
 
 
 def converter(progress: Any, weights: str = "") -> Convert:
-    """What turns a Hugging Face folder into one that OpenVINO reads, once; its weights made
-    smaller where `weights` is int8 or int4.
+    """What turns a Hugging Face folder into one that OpenVINO reads, once; a language model's
+    weights made smaller where `weights` is int8 or int4.
     """
 
-    def convert(folder: Path) -> Path:
+    def convert(engine: str, folder: Path) -> Path:
         if not installed("ds_serve.text.convert"):
             raise ConfigError(f"{folder} is a Hugging Face folder, which OpenVINO does not read")
         module = import_module("ds_serve.text.convert")
         smaller = weights if weights in module.WEIGHTS else ""
-        found: Path = module.openvino_folder(folder, progress, smaller)
+        way = module.ENCODER if engine == ENCODER else smaller
+        found: Path = module.openvino_folder(folder, progress, way)
         return found
 
     return convert

@@ -23,6 +23,9 @@ from ds_serve.catalogue.cache import default_root, locked, sync_folder
 WEIGHTS = ("int8", "int4")
 """What the numbers of the weights may be made into; "" leaves them the 16 bits they have."""
 
+ENCODER = "encoder"
+"""In the place of weights: the folder gives vectors or classes."""
+
 GROUP = 64
 """Numbers of four bits that share a scale; fewer where a matrix's rows do not divide by it."""
 
@@ -47,12 +50,13 @@ class Progress(Protocol):
 
 
 def openvino_folder(folder: Path, progress: Progress, weights: str = "") -> Path:
-    """The folder for OpenVINO made from `folder`, of which there is one for each content.
+    """The folder for OpenVINO made from `folder`, of which there is one for each content. An
+    ENCODER's becomes one that `ds_engines.encoder` reads.
 
     Takes minutes the first time. Raises ConfigError where it cannot be, saying exactly what to
     install where a library is missing.
     """
-    if weights not in ("", *WEIGHTS):
+    if weights not in ("", ENCODER, *WEIGHTS):
         raise ConfigError(f"weights {weights!r} are none of {', '.join(WEIGHTS)}")
     root = default_root() / "openvino"
     try:
@@ -119,9 +123,12 @@ def _why(folder: Path, python: str, code: int, said: list[str]) -> str:
 def _key(root: Path, folder: Path) -> str:
     """A hash over what is in the folder, and over what makes the result of it."""
     digest = hashlib.sha256(f"{FORMAT}".encode())
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+    # sentence-transformers has a folder for each step, such as 1_Pooling.
+    there = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
+    for file in sorted(path for path in there if path.is_file()):
         if not file.name.startswith("."):
-            digest.update(f"\0{file.name}\0{_content(root, file)}".encode())
+            name = file.relative_to(folder)
+            digest.update(f"\0{name}\0{_content(root, file)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -184,6 +191,11 @@ def _tell(step: str, share: float) -> None:
 
 
 def _run(folder: Path, target: Path, weights: str) -> None:
+    if weights == ENCODER:
+        from ds_engines import encoder_export  # noqa: PLC0415
+
+        encoder_export.export_folder(folder, target, _tell)
+        return
     from ds_engines.openvino_export import export_folder  # noqa: PLC0415
 
     export_folder(folder, target, _tell)

@@ -21,8 +21,8 @@ def test_every_entry_of_the_table_is_there_under_its_own_name() -> None:
 @pytest.mark.parametrize("entry", catalogue.entries(), ids=lambda entry: entry.name)
 def test_an_entry_can_be_served(entry: catalogue.Entry) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]+", entry.name)
-    suffix = {"text": ".gguf", "tensor": ".onnx"}[entry.task]
-    assert entry.files[0].name.endswith(suffix)
+    suffixes = {"openvino-genai": ".gguf", "encoder": ".safetensors", "onnxruntime": ".onnx"}
+    assert entry.files[0].name.endswith(suffixes[entry.engine])
     assert len({file.name for file in entry.files}) == len(entry.files)
     assert catalogue.get(entry.name) is entry
 
