@@ -31,6 +31,7 @@ from loadtests.vllm.servers import Place
 
 PARTS = ("answers", "throughput", "crash", "long_prompts", "parallel", "kinds")
 LEAST_SECONDS = 60.0
+INTERRUPTED = 130
 NEEDED = (
     "aiohttp", "fastapi", "grpc", "grpc_health", "grpc_reflection", "httptools", "msgspec", "numpy",
     "orjson", "prometheus_client", "pygrpc_native", "rich", "uvicorn", "uvloop", "zmq", "vllm",
@@ -45,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "write":
         results.write(given.folders)
         return 0
-    return run(given)
+    try:
+        return run(given)
+    except KeyboardInterrupt:
+        print("interrupted; all servers are stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def check() -> int:

@@ -20,9 +20,14 @@ def write(folders: Sequence[Path]) -> None:
     for folder in folders:
         for part in TABLES:
             file = folder / f"{part}.json"
-            if file.is_file() and "error" not in (result := json.loads(file.read_text())):
+            if file.is_file() and _counts(result := json.loads(file.read_text())):
                 found[part] = result
     put(PAGE, "vllm", markdown(found))
+
+
+def _counts(result: dict[str, Any]) -> bool:
+    """Neither what failed nor a rehearsal is a result."""
+    return "error" not in result and not result["machine"]["gpu"].startswith("none")
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
@@ -39,7 +44,9 @@ def _about(result: dict[str, Any]) -> str:
     machine = ", ".join(
         value if name == "gpu" else f"{name} {value}" for name, value in result["machine"].items()
     )
-    return f"({result['date']}, {machine})"
+    more = f"; {result['model']}" if "model" in result else ""
+    more += f"; {result['gateways']} gateways" if "gateways" in result else ""
+    return f"({result['date']}, {machine}{more})"
 
 
 def _table(rows: Rows) -> str:

@@ -35,7 +35,7 @@ SIZES: dict[str, Config] = {
         "vocab_size": 128256,
         "max_position_embeddings": 32768,
     },
-    # 20.3 billion: 44 layers of 6144.
+    # 20.4 billion: 44 layers of 6144.
     "20b": {
         "hidden_size": 6144,
         "intermediate_size": 19456,
