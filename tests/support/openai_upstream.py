@@ -14,9 +14,9 @@ from aiohttp import web
 class OpenAIUpstream:
     """Serves in a thread, on a Unix socket or a free port, in a `with` block.
 
-    `seen`: what it was asked: method, path, headers in small letters, and the body. `failures`: statuses
-    that it answers with next, each once; 0 breaks the connection off. `retry_after` goes with
-    them. `seconds`: how long an answer takes.
+    `seen`: what it was asked: method, path, headers in small letters, and the body. `failures`:
+    statuses that it answers with next, each once; 0 breaks the connection off. `retry_after` goes
+    with them. `seconds`: how long an answer takes; while `paused` none is given.
     """
 
     def __init__(self, socket: Path | None = None) -> None:
@@ -25,6 +25,7 @@ class OpenAIUpstream:
         self.failures: list[int] = []
         self.retry_after = ""
         self.seconds = 0.0
+        self.paused = False
         self.adapters: list[str] = []
         self.running = self.most = 0
         self.metrics = ""
@@ -71,6 +72,8 @@ class OpenAIUpstream:
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(self.seconds)
+            while self.paused:
+                await asyncio.sleep(0.01)
             return await self._do(request, body)
         finally:
             self.running -= 1

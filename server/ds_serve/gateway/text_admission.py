@@ -85,6 +85,7 @@ class Admission:
         one = Waiting(key, tokens, priority, time.monotonic() + timeout, future)
         self._queue.push(one)
         self.pump()
+        self._begin_looking()
         try:
             async with asyncio.timeout(timeout):
                 await future
@@ -142,7 +143,11 @@ class Admission:
     def _watch(self) -> None:
         """Look at the worker now and then, while there are requests."""
         due = LOOK_EVERY if self._load.capacity else LOOK_AGAIN
-        if self._looking is None and time.monotonic() - self._looked >= due:
+        if self._queue or time.monotonic() - self._looked >= due:
+            self._begin_looking()
+
+    def _begin_looking(self) -> None:
+        if self._looking is None:
             self._looking = asyncio.ensure_future(self._keep_looking())
 
     async def _keep_looking(self) -> None:
@@ -155,7 +160,8 @@ class Admission:
                     self._load = Load()
                 self._seat.bury()
                 self.pump()
-                if not self._load.capacity or not (self._requests or self._queue):
+                # Who waits may wait for what a gateway had in flight that is no more.
+                if not self._queue and not (self._load.capacity and self._requests):
                     return
                 await asyncio.sleep(LOOK_FULL if self._load.full else LOOK_EVERY)
         finally:

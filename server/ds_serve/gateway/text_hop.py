@@ -274,7 +274,7 @@ class Hop:
             self.in_flight -= 1
             self._replies.discard(reply)
             if connection is not None and connection.end():
-                self._idle.append(connection)
+                self._keep(connection)
 
     async def _ask(
         self,
@@ -326,6 +326,12 @@ class Hop:
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}", size]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def _keep(self, connection: _Connection) -> None:
+        if self._reason is None:
+            self._idle.append(connection)
+        else:
+            connection.abort()
 
     def _reused(self) -> _Connection | None:
         oldest = time.monotonic() - IDLE_SECONDS
