@@ -1,4 +1,4 @@
-"""From PyTorch to OpenVINO for encoders: the heavy half of `encoder_export`, imported when needed."""
+"""From PyTorch to OpenVINO, for encoders: the heavy half of `encoder_export`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _traced(model: Any, folder: Path) -> ov.Model:
     longest = int(getattr(model.model.config, "max_position_embeddings", 0) or 512)
     rows = torch.export.Dim("rows", min=1, max=1 << 16)
     tokens = torch.export.Dim("tokens", min=2, max=longest)
-    sizes = dict.fromkeys(INPUTS, {0: rows, 1: tokens})
+    sizes = [{0: rows, 1: tokens} for _ in INPUTS]
     try:
         with torch.inference_mode():
             program = torch.export.export(
