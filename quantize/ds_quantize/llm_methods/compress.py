@@ -65,7 +65,7 @@ def fp8(model: Model, method: LlmFp8, context: Context) -> FolderModel:
 
 def kv_cache(model: Model, method: LlmKvCache, context: Context) -> FolderModel:
     """Handler of `llm-kv-cache`."""
-    scheme = _args(8, "float" if method.type == "fp8" else "int", "tensor")
+    scheme = _args(8, "float", "tensor")
     groups = {
         "int4": _group(_args(4, "int", "group", group_size=method.group_size)),
         "int8": _group(_args(8, "int", "channel")),
