@@ -53,6 +53,7 @@ class BatchEngine(Protocol):
 ENGINES = {
     "onnxruntime": "ds_engines.onnxruntime:OnnxRuntimeEngine",
     "openvino": "ds_engines.openvino:OpenVINOEngine",
+    "tensorrt": "ds_engines.tensorrt:TensorRTEngine",
     "torch": "ds_engines.torch:TorchEngine",
     "python": "ds_engines.python_backend.engine:PythonEngine",
 }

@@ -57,19 +57,25 @@ def _axis(tensor: TensorSpec, shape: Sequence[object], symbol: object) -> int | 
     return dynamic[0] if len(dynamic) == 1 and symbol is None else None
 
 
-def complete(spec: ModelSpec, engine: Runner) -> ModelSpec:
-    """The spec with its outputs' batch axes, or with batching off where rows do not join."""
+def complete(
+    spec: ModelSpec, engine: Runner, sizes: Sequence[int] = (), tolerance: float = 0.0
+) -> ModelSpec:
+    """The spec with its outputs' batch axes, or with batching off where rows do not join.
+
+    `sizes` are tried before TRIAL_SIZES. `tolerance`: the part of a row's largest value by which
+    it may differ among others, for engines that calculate in a few bits.
+    """
     if not any(tensor.batch_axis is not None for tensor in spec.inputs):
         return _unbatched(spec)
-    for size in TRIAL_SIZES:
+    for size in (*sizes, *TRIAL_SIZES):
         try:
-            return _tried(spec, engine, size)
+            return _tried(spec, engine, size, tolerance)
         except EngineFailure:
             continue
     return _unbatched(spec)
 
 
-def _tried(spec: ModelSpec, engine: Runner, size: int) -> ModelSpec:
+def _tried(spec: ModelSpec, engine: Runner, size: int, tolerance: float) -> ModelSpec:
     rows = [_row(spec.inputs, size, seed) for seed in range(ROWS)]
     alone = [engine.run(row) for row in rows]
     if not all(alone[0][tensor.name].size for tensor in spec.outputs):
@@ -80,7 +86,8 @@ def _tried(spec: ModelSpec, engine: Runner, size: int) -> ModelSpec:
         many = together[tensor.name]
         axis = _grown(alone[0][tensor.name], many)
         if axis is None or not all(
-            _same(one[tensor.name], np.take(many, [row], axis)) for row, one in enumerate(alone)
+            _same(one[tensor.name], np.take(many, [row], axis), tolerance)
+            for row, one in enumerate(alone)
         ):
             return _unbatched(spec)
         outputs.append(msgspec.structs.replace(tensor, batch_axis=axis))
@@ -141,9 +148,11 @@ def _grown(alone: Array, together: Array) -> int | None:
     return grown[0] if len(grown) == 1 and pairs[grown[0]] == (1, ROWS) else None
 
 
-def _same(alone: Array, joined: Array) -> bool:
+def _same(alone: Array, joined: Array, tolerance: float) -> bool:
     if alone.shape != joined.shape:
         return False
     if np.issubdtype(alone.dtype, np.floating):
-        return bool(np.allclose(alone, joined, rtol=1e-2, atol=1e-3, equal_nan=True))
+        largest = float(np.max(np.abs(alone), initial=0, where=np.isfinite(alone)))
+        atol = max(1e-3, tolerance * largest)
+        return bool(np.allclose(alone, joined, rtol=1e-2, atol=atol, equal_nan=True))
     return bool(np.array_equal(alone, joined))

@@ -35,7 +35,10 @@ class LayerProfile(msgspec.Struct, frozen=True):
 
 Profiler = Callable[[ModelSpec, EngineOptions, Tensors, float], LayerProfile]
 
-PROFILERS = {"onnxruntime": "ds_engines.onnxruntime_layers:profile"}
+PROFILERS = {
+    "onnxruntime": "ds_engines.onnxruntime_layers:profile",
+    "tensorrt": "ds_engines.tensorrt_profile:profile",
+}
 """Engine name to `module:function`; the module is imported when it is first asked for."""
 
 

@@ -168,6 +168,7 @@ class TensorRT(Method, frozen=True, tag="tensorrt"):
     `batches`: the smallest, usual and largest batch. `shapes`: for inputs with other dynamic axes,
     their three whole shapes. `library`: tensorrt or tensorrt_rtx; the first that is installed
     where it is empty. `level`: how long to look for a quick plan, 0 to 5. `workspace`: MiB.
+    `sparse`: use that 2 of 4 weights are zero. `version_compatible`: later releases run it too.
     """
 
     gives: ClassVar[Form] = "plan"
@@ -179,6 +180,8 @@ class TensorRT(Method, frozen=True, tag="tensorrt"):
     library: Literal["", "tensorrt", "tensorrt_rtx"] = ""
     level: Annotated[int, Meta(ge=0, le=5)] | None = None
     workspace: Positive | None = None
+    sparse: bool = False
+    version_compatible: bool = False
 
 
 METHODS = (

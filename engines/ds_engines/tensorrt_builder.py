@@ -1,0 +1,303 @@
+"""TensorRT plans from ONNX files.
+
+Types are those of the file: INT8 and FP8 where it has QuantizeLinear and DequantizeLinear, FP16 and
+BF16 where it has those types. Matrix products in FP32 are done in TF32 where the GPU has it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ds_engines.errors import LoadError
+from ds_engines.tensorrt_layers import PlanLayer, told
+from ds_engines.tensorrt_library import DATATYPES, Library, log
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, Shape, Shape]
+"""The smallest, the usual and the largest."""
+
+Watch = Callable[[str], None]
+"""Called with the name of what TensorRT does, at each step of it; from TensorRT's threads."""
+
+_LISTS = ("Layers:", "Engine Layer Information:")
+
+
+class BuildOptions(msgspec.Struct, frozen=True):
+    """What a plan is to be.
+
+    `batches`: the smallest, usual and largest number of rows. `shapes`: for inputs with other
+    dynamic axes, their whole shapes. `level`: how long to look for quick kernels, 0 to 5.
+    `workspace`: MiB that a layer may work in. `sparse`: use that 2 of 4 weights are zero, where it
+    is so. `compatible`: a plan that later releases run too. `stripped`: without weights, which are
+    taken from the ONNX file when it is loaded. `dla`: the Jetson's accelerator to run on, with the
+    GPU for what it cannot do.
+    """
+
+    batches: tuple[int, int, int] = (1, 8, 32)
+    shapes: dict[str, Shapes] = {}
+    level: int | None = None
+    workspace: int | None = None
+    sparse: bool = False
+    compatible: bool = False
+    stripped: bool = False
+    dla: int | None = None
+
+
+class PlanTensor(msgspec.Struct, frozen=True):
+    """An input or output. `shape` has -1 where it varies, within `profile` if it is an input."""
+
+    name: str
+    datatype: str
+    shape: Shape
+    profile: Shapes | None = None
+
+
+class Built(msgspec.Struct, frozen=True):
+    """A plan, and what is in it."""
+
+    plan: bytes
+    inputs: tuple[PlanTensor, ...]
+    outputs: tuple[PlanTensor, ...]
+    layers: tuple[PlanLayer, ...]
+
+
+def build(
+    library: Library,
+    source: Path,
+    options: BuildOptions,
+    *,
+    watch: Watch | None = None,
+    timing_cache: Path | None = None,
+) -> Built:
+    """Build the ONNX file `source`, which takes seconds to minutes.
+
+    `timing_cache` is a file in which what was measured is kept for the next time. Raises LoadError
+    that names the layer which TensorRT does not take, or the option that does not fit.
+    """
+    builder = _Builder(library, source, options)
+    builder.watch(watch)
+    if timing_cache is None:
+        return builder.build()
+    with _Timings(builder.config, timing_cache):
+        return builder.build()
+
+
+class _Builder:
+    """One ONNX file, read into a network."""
+
+    def __init__(self, library: Library, source: Path, options: BuildOptions) -> None:
+        self.library, self.source, self.options = library, source, options
+        self._layers: tuple[PlanLayer, ...] = ()
+        self.log = log(library, self._heard)
+        self._builder = library.api.Builder(self.log)
+        self._network = self._builder.create_network(self._flags())
+        self._parse()
+        self.config = self._builder.create_builder_config()
+        self._configure()
+        self._profiles = self._add_profile()
+
+    def watch(self, watch: Watch | None) -> None:
+        """Tell it how far this is; releases before 9 cannot."""
+        monitor = _monitor(self.library, watch) if watch is not None else None
+        if monitor is not None:
+            self.config.progress_monitor = monitor
+
+    def build(self) -> Built:
+        plan = self._builder.build_serialized_network(self._network, self.config)
+        if plan is None:
+            raise LoadError(f"TensorRT cannot build {self.source.name}: {self.log.last}")
+        return Built(
+            plan=bytes(plan),
+            inputs=tuple(self._described(tensor) for tensor in self._inputs()),
+            outputs=tuple(self._described(tensor) for tensor in self._outputs()),
+            layers=self._layers,
+        )
+
+    def _heard(self, severity: str, message: str) -> None:
+        if severity == "VERBOSE" and message.startswith(_LISTS):
+            self._layers = told(message)
+
+    def _flags(self) -> int:
+        flags = self.library.api.NetworkDefinitionCreationFlag
+        # Up to release 8 types are hints, and batches have to be asked for.
+        return 1 << int(flags.STRONGLY_TYPED if self.library.typed else flags.EXPLICIT_BATCH)
+
+    def _parse(self) -> None:
+        parser = self.library.api.OnnxParser(self._network, self.log)
+        if parser.parse_from_file(str(self.source)):
+            return
+        problem = parser.get_error(0) if parser.num_errors else None
+        layer = f"{_layer(problem)}: " if problem else ""
+        said = problem.desc() if problem else self.log.last
+        raise LoadError(f"TensorRT does not take {self.source.name}: {layer}{said}")
+
+    def _inputs(self) -> list[Any]:
+        return [self._network.get_input(index) for index in range(self._network.num_inputs)]
+
+    def _outputs(self) -> list[Any]:
+        return [self._network.get_output(index) for index in range(self._network.num_outputs)]
+
+    def _described(self, tensor: Any) -> PlanTensor:
+        datatype = DATATYPES.get(tensor.dtype.name, tensor.dtype.name)
+        shape = tuple(tensor.shape)
+        return PlanTensor(tensor.name, datatype, shape, self._profiles.get(tensor.name))
+
+    def _configure(self) -> None:
+        options, api = self.options, self.library.api
+        self.library.prepare(self.config)
+        # Else a plan does not tell the types of its layers.
+        self.config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+        if options.level is not None:
+            self.config.builder_optimization_level = options.level
+        if options.workspace is not None:
+            pool = api.MemoryPoolType.WORKSPACE
+            self.config.set_memory_pool_limit(pool, options.workspace << 20)
+        for name in self._wanted_flags():
+            self._set(name)
+        if options.dla is not None:
+            self._use_dla(options.dla)
+
+    def _wanted_flags(self) -> Iterator[str]:
+        if self.options.sparse:
+            yield "SPARSE_WEIGHTS"
+        if self.options.compatible:
+            yield "VERSION_COMPATIBLE"
+        if self.options.stripped:
+            yield "STRIP_PLAN"
+        if not self.library.typed:
+            yield from sorted(self._types_in_file() & {"FP16", "INT8"})
+
+    def _types_in_file(self) -> set[str]:
+        """What a release whose types are hints may use, so that it uses what the file has."""
+        api, found = self.library.api, set()
+        for layer in (self._network.get_layer(at) for at in range(self._network.num_layers)):
+            if layer.type == api.LayerType.QUANTIZE:
+                found.add("INT8")
+            for at in range(layer.num_outputs):
+                found.add(DATATYPES.get(layer.get_output(at).dtype.name, ""))
+        return found
+
+    def _set(self, name: str) -> None:
+        flag = getattr(self.library.api.BuilderFlag, name, None)
+        if flag is None:
+            raise LoadError(f"{self.library} has no {name.lower().replace('_', ' ')}")
+        self.config.set_flag(flag)
+
+    def _use_dla(self, core: int) -> None:
+        there = getattr(self._builder, "num_DLA_cores", 0)
+        if core >= there:
+            raise LoadError(
+                f"dla is {core}, but {self.library} finds {there or 'no'} DLA cores on this machine"
+            )
+        self.config.default_device_type = self.library.api.DeviceType.DLA
+        self.config.DLA_core = core
+        self._set("GPU_FALLBACK")
+
+    def _add_profile(self) -> dict[str, Shapes]:
+        profile = self._builder.create_optimization_profile()
+        inputs = self._inputs()
+        unknown = sorted(set(self.options.shapes) - {tensor.name for tensor in inputs})
+        if unknown:
+            names = ", ".join(repr(tensor.name) for tensor in inputs)
+            raise LoadError(f"shapes names {unknown[0]!r}; inputs are {names}")
+        for tensor in inputs:
+            if getattr(tensor, "is_shape_tensor", False):
+                raise LoadError(
+                    f"{self.source.name}: input {tensor.name!r} is a shape, which other tensors "
+                    "take on; TensorRT plans with such inputs are not built here"
+                )
+        shapes = {t.name: self._shapes(t) for t in inputs if -1 in tuple(t.shape)}
+        for name, three in shapes.items():
+            profile.set_shape(name, *three)
+        if shapes and self.config.add_optimization_profile(profile) < 0:
+            raise LoadError(f"TensorRT refuses the shapes {shapes}: {self.log.last}")
+        return shapes
+
+    def _shapes(self, tensor: Any) -> Shapes:
+        """The smallest, usual and largest shape of an input."""
+        name, shape = tensor.name, tuple(tensor.shape)
+        if name in self.options.shapes:
+            return self._given(name, shape)
+        if -1 in shape[1:]:
+            raise LoadError(
+                f"input {name!r} has the shape {list(shape)}, which varies in more than "
+                "the batch; give its smallest, usual and largest shape as shapes"
+            )
+        low, usual, high = ((rows, *shape[1:]) for rows in self.options.batches)
+        return low, usual, high
+
+    def _given(self, name: str, shape: Shape) -> Shapes:
+        three = self.options.shapes[name]
+        for given in three:
+            fits = zip(given, shape, strict=False)
+            if len(given) != len(shape) or any(own not in (-1, size) for size, own in fits):
+                raise LoadError(
+                    f"shapes has {list(given)} for input {name!r}, whose shape is {list(shape)}"
+                )
+        if any(not low <= usual <= high for low, usual, high in zip(*three, strict=True)):
+            raise LoadError(
+                f"shapes of input {name!r} must be its smallest, usual and largest, and are "
+                f"{', '.join(str(list(each)) for each in three)}"
+            )
+        return three
+
+
+def _layer(problem: Any) -> str:
+    """Which node a parser's error is of; release 8 knows its place alone."""
+    if hasattr(problem, "node_name"):
+        return f"layer {problem.node_name()!r} ({problem.node_operator()})"
+    return f"node {problem.node()} of the graph"
+
+
+class _Timings:
+    """A timing cache that is read before a build and written after it."""
+
+    def __init__(self, config: Any, path: Path) -> None:
+        self._config, self._path = config, path
+
+    def __enter__(self) -> None:
+        known = self._path.read_bytes() if self._path.is_file() else b""
+        cache = self._config.create_timing_cache(known) or self._config.create_timing_cache(b"")
+        if cache is not None:
+            self._config.set_timing_cache(cache, False)
+
+    def __exit__(self, *error: object) -> None:
+        cache = self._config.get_timing_cache()
+        if error[0] is None and cache is not None:
+            keep(self._path, bytes(cache.serialize()))
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file so that others see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)  # noqa: PTH105 - a name, not a path
+
+
+def _monitor(library: Library, watch: Watch) -> Any:
+    """What tells `watch` of each step of TensorRT's; None for a release that cannot."""
+    if not hasattr(library.api, "IProgressMonitor"):
+        return None
+
+    class Monitor(library.api.IProgressMonitor):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase: str, parent: str | None, count: int) -> None:
+            """Phases are nested; steps alone are counted."""
+
+        def phase_finish(self, phase: str) -> None:
+            """See phase_start."""
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            watch(phase)
+            return True
+
+    return Monitor()
