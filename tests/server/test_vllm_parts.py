@@ -136,7 +136,8 @@ class TestCommand:
         made = " ".join(
             words(
                 Options(max_seq_len=4096, tensor_parallel=2, pipeline_parallel=3, dtype="float16",
-                        quantization="fp8", memory_efficient=True),
+                        quantization="fp8", memory_efficient=True, prefix_caching=False,
+                        chat_template="/t.jinja"),
                 found=GPU,
             )
         )  # fmt: skip
@@ -144,6 +145,7 @@ class TestCommand:
             "--served-model-name chat", "--uds /s.sock", "--max-model-len 4096",
             "--tensor-parallel-size 2", "--pipeline-parallel-size 3", "--dtype float16",
             "--quantization fp8", "--kv-cache-dtype fp8", "--max-num-seqs 64",
+            "--no-enable-prefix-caching", "--chat-template /t.jinja",
         ):  # fmt: skip
             assert pair in made
 

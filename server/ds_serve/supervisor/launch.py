@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
-from ds_serve.settings import Settings, flag
+from ds_serve.settings import Settings
+from ds_serve.tensor_engines import TENSORRT
 from ds_serve.text_models import ENCODER, VLLM
 from ds_serve.text_tensors import INPUTS, OUTPUTS
 from ds_serve.vllm import command as vllm
@@ -44,10 +46,6 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError(
             f"-- {settings.vllm_args[0]}: it is for vLLM, which no model here runs on"
         )
-    if any(source.engine == VLLM for source in sources):
-        for name, usual in (("prefix_caching", True), ("chat_template", "")):
-            if getattr(settings, name) != usual:
-                raise ConfigError(f"{flag(name)} is not for vLLM: give vLLM its own after --")
     if settings.lora and len(texts) > 1:
         raise ConfigError(
             f"--lora {settings.lora[0]}: there are {len(texts)} text models; say whose it is: "
@@ -80,7 +78,9 @@ def check_source(settings: Settings, source: ModelSource) -> None:
         )
     if source.task == "text":
         _check_text(source, options(settings, source))
-    if settings.device not in ("auto", "cpu"):
+    if source.engine == TENSORRT:
+        _check_gpu(settings, source)
+    elif settings.device not in ("auto", "cpu"):
         raise ConfigError(
             f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
             "which has only cpu here"
@@ -88,6 +88,14 @@ def check_source(settings: Settings, source: ModelSource) -> None:
     if settings.memory_efficient and source.task == "tensor":
         raise ConfigError(
             f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
+        )
+
+
+def _check_gpu(settings: Settings, source: ModelSource) -> None:
+    if settings.device != "auto" and not re.fullmatch(r"cuda(:\d+)?", settings.device):
+        raise ConfigError(
+            f"--device {settings.device}: model {source.name!r} runs on one NVIDIA GPU: give auto, "
+            "cuda, or one by its number, such as cuda:0"
         )
 
 
@@ -149,13 +157,20 @@ def worker_config(
             version=source.version,
             batch=policy,
         ),
-        options=EngineOptions(threads=threads),
+        options=EngineOptions(threads=threads, device=_device(settings, source)),
         socket=socket,
         config_file=source.config,
         folder=source.folder,
         cache=_cache(settings, control),
         allow_unverified=settings.allow_unverified,
+        fallback=source.fallback,
     )
+
+
+def _device(settings: Settings, source: ModelSource) -> str:
+    if source.engine != TENSORRT:
+        return "cpu"
+    return "cuda" if settings.device == "auto" else settings.device
 
 
 def _cache(settings: Settings, control: Path) -> CacheConfig | None:
@@ -245,10 +260,10 @@ def text_command(
         command.append("--memory-efficient")
     for adapter in given.lora:
         command += ["--lora", adapter]
-    if not settings.prefix_caching:
+    if not given.prefix_caching:
         command += ["--prefix-caching", "false"]
-    if settings.chat_template:
-        command += ["--chat-template", settings.chat_template]
+    if given.chat_template:
+        command += ["--chat-template", given.chat_template]
     return command
 
 

@@ -88,6 +88,10 @@ def _flags(found: Installation, options: Options, drain: float) -> dict[str, str
         flags["--tensor-parallel-size"] = str(options.tensor_parallel)
     if options.pipeline_parallel > 1:
         flags["--pipeline-parallel-size"] = str(options.pipeline_parallel)
+    if not options.prefix_caching:
+        flags["--no-enable-prefix-caching"] = ""
+    if options.chat_template:
+        flags["--chat-template"] = options.chat_template
     if options.memory_efficient:
         flags |= _MEMORY if found.for_cpu else _MEMORY | _MEMORY_GPU
     if options.adapters:

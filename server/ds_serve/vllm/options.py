@@ -32,6 +32,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     replicas: int = 1
+    prefix_caching: bool = True
+    chat_template: str = ""
     lora: tuple[str, ...] = ()
 
     @property
