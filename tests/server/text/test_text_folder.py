@@ -21,7 +21,7 @@ from ds_engines.errors import ConfigError  # noqa: E402
 from ds_engines.openvino_lora import scale  # noqa: E402
 from ds_serve.text.convert import openvino_folder, weights_of  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # PyTorch alone takes a minute to import
 
 LAYER = "model.layers.1.mlp.down_proj"
 PROMPT = "the cat sat on a mat and saw that dog"
@@ -63,7 +63,7 @@ def adapter(folder: Path, seed: int) -> Path:
     """As PEFT writes it; alpha / r is 2."""
     torch.manual_seed(seed)
     folder.mkdir()
-    matrices = {"lora_A": torch.randn(4, 128) / 11, "lora_B": torch.randn(64, 4) / 2}
+    matrices = {"lora_A": torch.randn(4, 128) / 11, "lora_B": 3 * torch.randn(64, 4)}
     prefix = f"base_model.model.{LAYER}"
     save_file(
         {f"{prefix}.{name}.weight": matrix for name, matrix in matrices.items()},
