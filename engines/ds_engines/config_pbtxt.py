@@ -23,7 +23,7 @@ from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, VersionPolicy
 from ds_proto.model_config_pb2 import ModelConfig
 
-__all__ = ["STATED_ZERO", "apply", "describe", "read"]
+__all__ = ["STATED_ZERO", "apply", "describe", "foretold", "read"]
 
 _HONOURED = honoured(
     "name",
@@ -77,6 +77,16 @@ def apply(
     spec = msgspec.structs.replace(spec, cached=_cached(spec, config, source))
     warm_ups = tuple(warm_up(spec, given, folder, source) for given in config.model_warmup)
     return msgspec.structs.replace(spec, warm_ups=warm_ups)
+
+
+def foretold(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
+    """What an engine that builds a model has to know before: batches, slots and parameters."""
+    most = config.max_batch_size or spec.batch.max_batch_size
+    sizes = tuple(config.dynamic_batching.preferred_batch_size)
+    batch = msgspec.structs.replace(spec.batch, max_batch_size=most, preferred_sizes=sizes)
+    given = {name: said.string_value for name, said in config.parameters.items()}
+    slots = batching.slots(spec, config.instance_group, source) or spec.slots
+    return msgspec.structs.replace(spec, batch=batch, slots=slots, parameters=given)
 
 
 def _versions(config: ModelConfig) -> VersionPolicy:

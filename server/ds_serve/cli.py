@@ -44,7 +44,8 @@ HELP = {
     "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
     "device": "where models run: auto or cpu; with vLLM also cuda or rocm, and cuda:0,1 for some "
     "GPUs",
-    "engine": "what serves text models: auto, vllm, openvino-genai or encoder",
+    "engine": "what serves models: auto; for text vllm, openvino-genai or encoder; for tensors "
+    "onnxruntime, tensorrt or openvino",
     "vllm_python": "the Python of the environment that vLLM is installed in; none: DS_VLLM_PYTHON "
     "of the environment, or our own",
     "dtype": "of weights and activations, with vLLM: auto, bfloat16, float16 or float32",

@@ -10,7 +10,9 @@ from typing import Literal
 from ds_engines import torch_archive
 from ds_engines.errors import ConfigError
 
-Format = Literal["onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle", "torch"]
+Format = Literal[
+    "onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle", "torch", "tensorrt"
+]
 
 PYTHON = ".py"
 
@@ -19,7 +21,7 @@ SAVED_MODEL = "saved_model.pb"
 
 SUPPORTED = (
     "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite, Paddle and torch.export's "
-    "models"
+    "models, and TensorRT plans"
 )
 
 _HEAD = 512
@@ -39,10 +41,12 @@ _ARCHIVES: dict[str | None, str] = {
     "aotinductor": "an AOTInductor package, which no engine here runs yet; give what torch.export "
     "saved",
 }
+_MAGIC: dict[bytes, Format] = {b"GGUF": "gguf", b"ptrt": "tensorrt", b"vtrt": "tensorrt"}
+"""The first four bytes. TensorRT has two kinds of plans: for one release, and for several."""
+
 _ZIP = b"PK\x03\x04"
-_TENSORRT = "a TensorRT plan, which no engine here runs yet; give the ONNX file it was built from"
+_TENSORRT = "no whole TensorRT plan, which begins with ptrt or vtrt"
 _STARTS = {
-    b"ptrt": _TENSORRT,
     _ZIP: "a zip archive, but not one of PyTorch's",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"\x89HDF": "an HDF5 file (Keras?); export it to ONNX",
@@ -81,8 +85,8 @@ def format_of(path: Path) -> Format:
         raise ConfigError(f"the model file {path} cannot be read: {error.strerror}") from error
     if path.suffix == PYTHON:
         return "python"
-    if head.startswith(b"GGUF"):
-        return "gguf"
+    if head[:4] in _MAGIC:
+        return _MAGIC[head[:4]]
     if head.startswith(_ZIP) and torch_archive.kind(path) == "exported":
         return "torch"
     if found := _openvinos(path, head):

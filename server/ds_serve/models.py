@@ -14,7 +14,7 @@ import msgspec
 from ds_engines import plugins
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, Task
-from ds_serve import catalogue, text_models, upstream
+from ds_serve import catalogue, tensor_engines, text_models, upstream
 from ds_serve.model_files import (
     SUPPORTED,
     Format,
@@ -30,7 +30,7 @@ from ds_serve.vllm import options as text_options
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "model.py"
-SUFFIXES = (".onnx", ".gguf", ".xml", ".tflite", ".pdmodel", ".pt2")
+SUFFIXES = (".onnx", ".gguf", ".xml", ".tflite", ".pdmodel", ".pt2", *tensor_engines.PLANS)
 _UNNAMED = ("model", "saved_model", "inference")
 """Files that have their name from their format: the model has its folder's."""
 
@@ -39,7 +39,7 @@ Fetch = Callable[[str], Path]
 _NAME = re.compile(r"^[A-Za-z0-9._-]+$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
 _ANY = Wish()
-_ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
+_ENGINES: dict[Format, tuple[Task, str, str]] = {
     "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
     "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
     "openvino": ("tensor", "openvino", "an OpenVINO network, so OpenVINO runs it on the CPU"),
@@ -47,6 +47,7 @@ _ENGINES: dict[Format, tuple[Task, catalogue.Engine, str]] = {
     "tflite": ("tensor", "openvino", "a TensorFlow Lite file, so OpenVINO runs it on the CPU"),
     "paddle": ("tensor", "openvino", "a Paddle model, so OpenVINO runs it on the CPU"),
     "torch": ("tensor", "torch", "a program of torch.export, so PyTorch runs it on the CPU"),
+    "tensorrt": ("tensor", "tensorrt", "a TensorRT plan, so TensorRT runs it on the GPU"),
     "python": ("tensor", "python", "a Python model, so it runs in a Python process of its own"),
 }
 
@@ -60,6 +61,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     does. `ensemble` is what the model is where it is made of others; then no
     worker runs it. `refusal` says why it may not be served; empty where it may. `upstream` is where
     the model is, where another server has it. `options`: settings of its own, by their names.
+    `fallback`: the engine to take where the first one does not take the model; empty for none.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     refusal: str = ""
     upstream: Upstream | None = None
     options: text_options.Given = ()
+    fallback: str = ""
 
 
 def resolve(argument: str, *, fetch: Fetch = catalogue.fetch) -> ModelSource:
@@ -139,15 +142,14 @@ def _plan(argument: str, wish: Wish) -> tuple[ModelSource, catalogue.Entry | Non
 def _known(
     argument: str, name: str | None, value: str, wish: Wish
 ) -> tuple[ModelSource, catalogue.Entry | None]:
-    if wish.engine not in text_models.ENGINES:
-        raise ConfigError(
-            f"--engine is {wish.engine!r}; it must be {' or '.join(text_models.ENGINES)}"
-        )
+    engines = (*text_models.ENGINES, *tensor_engines.ENGINES)
+    if wish.engine not in engines:
+        raise ConfigError(f"--engine is {wish.engine!r}; it must be {' or '.join(engines)}")
     if value in catalogue.names():
         entry = catalogue.get(value)
-        return _from_catalogue(name or entry.name, entry), entry
+        return _from_catalogue(name or entry.name, entry, wish), entry
     if _is_hub_id(value):
-        return _from_hub(name, value, wish), None
+        return _from_hub(name, value, wish.for_text), None
     try:
         return _from_path(name, Path(value).expanduser(), value, wish), None
     except OSError as error:
@@ -210,15 +212,20 @@ def bad_name(name: str) -> str:
     return f"{name!r} cannot be a model's name, which is of letters, digits, '.', '_' and '-'"
 
 
-def _from_catalogue(name: str, entry: catalogue.Entry) -> ModelSource:
-    format_: Format = "gguf" if entry.task == "text" else "onnx"
-    what = text_models.VECTORS if entry.engine == text_models.ENCODER else _ENGINES[format_][2]
+def _from_catalogue(name: str, entry: catalogue.Entry, wish: Wish) -> ModelSource:
+    engine: str = entry.engine
+    what, fallback = _ENGINES["gguf"][2], ""
+    if entry.engine == text_models.ENCODER:
+        what = text_models.VECTORS
+    elif entry.task == "tensor":
+        engine, what, fallback = tensor_engines.of_onnx(Path(entry.files[0].name), None, wish)
     return ModelSource(
         name=name,
         task=entry.task,
-        engine=entry.engine,
+        engine=engine,
         artifact=Path(entry.files[0].name),
         why=f"{entry.name} of the catalogue is {what}",
+        fallback=fallback,
     )
 
 
@@ -239,9 +246,10 @@ def _from_address(name: str | None, address: str) -> ModelSource:
 def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSource:
     if not path.exists():
         raise ConfigError(_missing(path, said))
-    named = wish.engine == text_models.ENCODER
+    text = wish.for_text
+    named = text.engine == text_models.ENCODER
     if path.is_dir() and text_models.is_folder(path) and (named or not _holds_model(path)):
-        return _from_folder(name, path, wish)
+        return _from_folder(name, path, text)
     file = _model_in(path) if path.is_dir() else path
     file = Path(os.path.normpath(file.absolute()))
     home = _home(file)
@@ -250,9 +258,10 @@ def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSour
         file,
         _config(file, home),
         file.parent.name if file.parent != home else "1",
+        wish,
     )
     if source.engine == text_models.OPENVINO:
-        text_models.refuse_file(path, wish)
+        text_models.refuse_file(path, text)
     said_to_be = Path(os.path.normpath(path.absolute()))
     whole = said_to_be == home != file.parent and source.config == home / CONFIG
     return msgspec.structs.replace(source, folder=home if whole else None)
@@ -270,7 +279,9 @@ def _from_folder(name: str | None, path: Path, wish: Wish) -> ModelSource:
     )
 
 
-def source_of(name: str, file: Path, config: Path | None, version: str) -> ModelSource:
+def source_of(
+    name: str, file: Path, config: Path | None, version: str, wish: Wish = _ANY
+) -> ModelSource:
     """A model by its file, or its folder where that is a text model. Raises ConfigError for one of
     a format that cannot be served.
     """
@@ -278,7 +289,7 @@ def source_of(name: str, file: Path, config: Path | None, version: str) -> Model
         found = _from_folder(name, file, _ANY)
         text_models.require_readable(found.engine, file)
         return msgspec.structs.replace(found, config=config, version=version)
-    task, engine, why = _plugged(file) or _ENGINES[format_of(file)]
+    task, engine, why, fallback = _plugged(file) or _run_by(file, config, wish)
     return ModelSource(
         name=name,
         task=task,
@@ -287,15 +298,29 @@ def source_of(name: str, file: Path, config: Path | None, version: str) -> Model
         config=config,
         why=f"{file.name} is {why}",
         version=version,
+        fallback=fallback,
     )
 
 
-def _plugged(file: Path) -> tuple[Task, str, str] | None:
+def _run_by(file: Path, config: Path | None, wish: Wish) -> tuple[Task, str, str, str]:
+    """Task, engine, why that one, and which one if that does not take it."""
+    match found := format_of(file):
+        case "onnx":
+            return "tensor", *tensor_engines.of_onnx(file, config, wish)
+        case "tensorrt":
+            return "tensor", *tensor_engines.of_plan(file, wish)
+    task, engine, why = _ENGINES[found]
+    if task == "tensor":
+        tensor_engines.refuse_other(file, engine, wish)
+    return task, engine, why, ""
+
+
+def _plugged(file: Path) -> tuple[Task, str, str, str] | None:
     """Of a file that an engine of another package runs."""
     engine = plugins.formats().get(file.suffix.lower())
     if engine is None or not file.is_file():
         return None
-    return "tensor", engine, f"a {file.suffix} file, so the engine {engine} runs it"
+    return "tensor", engine, f"a {file.suffix} file, so the engine {engine} runs it", ""
 
 
 def _require_name(name: str, path: Path) -> str:
@@ -351,7 +376,8 @@ def _model_files(folder: Path) -> list[Path]:
     """
     parts = text_models.OPENVINO_PARTS
     there = sorted(path for path in folder.iterdir() if not path.name.startswith(parts))
-    found = list(filter(is_model_file, there)) or list(filter(is_misnamed, there))
+    named = tensor_engines.preferred(filter(is_model_file, there))
+    found = named or list(filter(is_misnamed, there))
     return found or [path for path in (folder / PYTHON_MODEL,) if path.is_file()]
 
 

@@ -34,10 +34,16 @@ Convert = Callable[[str, Path], Path]
 
 
 class Wish(NamedTuple):
-    """What the operator says about it: `--engine` and `--vllm-python`."""
+    """What the operator says about it: `--engine`, `--vllm-python` and `--device`."""
 
     engine: str = AUTO
     python: str = ""
+    device: str = AUTO
+
+    @property
+    def for_text(self) -> Wish:
+        """What it says about text models: engines of tensor models are none of theirs."""
+        return self if self.engine in ENGINES else self._replace(engine=AUTO)
 
 
 class Choice(NamedTuple):

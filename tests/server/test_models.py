@@ -135,9 +135,8 @@ def test_an_empty_folder_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "data", "said"),
     [
-        ("net.plan", b"ptrt....", "TensorRT plan"),
-        ("net.engine", b"", "TensorRT plan"),
-        ("net.bin", b"ptrt\x00\x00", "TensorRT plan"),
+        ("net.plan", b"trtp....", "no whole TensorRT plan"),
+        ("net.engine", b"", "no whole TensorRT plan"),
         ("net.pt", b"PK\x03\x04", "PyTorch"),
         ("net.pt2", b"PK\x03\x04", "torch.export"),
         ("net.pt", b"\x80\x02ctorch", "PyTorch"),
@@ -162,8 +161,8 @@ def test_another_file_is_refused_with_what_it_is(
 
 
 def test_a_folder_of_a_foreign_file_names_it(folder: Path) -> None:
-    put(folder / "trt/model.plan", b"ptrt....")
-    assert "model.plan, a TensorRT plan" in refusal("trt")
+    put(folder / "keras/model.keras", b"PK..")
+    assert "model.keras, a Keras archive" in refusal("keras")
 
 
 def test_a_model_under_the_name_of_another_kind_is_told_by_its_content(folder: Path) -> None:

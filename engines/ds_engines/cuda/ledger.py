@@ -10,6 +10,10 @@ RESERVE = 256 * MB
 """Left free: CUDA loads its kernels when they are first used, and libraries keep scratch memory."""
 
 
+class DoesNotFit(LoadError):
+    """A device has too little memory free for a model."""
+
+
 class Ledger:
     """What a model needs on `device`, of which `free` bytes are free."""
 
@@ -28,11 +32,11 @@ class Ledger:
         self.parts[what] = self.parts.get(what, 0) + size
 
     def check(self) -> None:
-        """Raises LoadError with the numbers where they do not fit."""
+        """Raises DoesNotFit with the numbers where they do not fit."""
         if self.needed + self._reserve <= self._free:
             return
         parts = ", ".join(f"{what} {_shown(size)}" for what, size in self.parts.items())
-        raise LoadError(
+        raise DoesNotFit(
             f"model {self._model!r} does not fit on {self._device}: it needs {_shown(self.needed)} "
             f"({parts}) beside a reserve of {_shown(self._reserve)}, and {_shown(self._free)} are "
             "free; lower max_batch_size or instance_group.count, or take another GPU by --device"

@@ -22,6 +22,7 @@ from ds_serve.models import (
     source_of,
 )
 from ds_serve.repository.admission import Refusal, never
+from ds_serve.text_models import Wish
 
 if TYPE_CHECKING:
     from ds_proto.model_config_pb2 import ModelConfig
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION = re.compile(r"[1-9][0-9]*")
 DEFAULT_STEM = "model"
+_ANY = Wish()
 
 Print = Mapping[str, tuple[tuple[str, int, str], ...]]
 """What tells a changed model from one that is as it was: by version (loose files under ""), the
@@ -37,7 +39,11 @@ path, size in bytes and time of change, or the like, of each file."""
 
 
 def read_model(
-    folder: Path, name: str, config: Path | None = None, refusal: Refusal = never
+    folder: Path,
+    name: str,
+    config: Path | None = None,
+    refusal: Refusal = never,
+    wish: Wish = _ANY,
 ) -> list[ModelSource]:
     """The versions of a model that are to be served, the oldest first, then those that `refusal`
     keeps from being served; where the policy wants the latest, older ones take their place.
@@ -59,7 +65,7 @@ def read_model(
     if said is not None and said.backend == "python":
         file = file or PYTHON_MODEL
     sources = [
-        source_of(name, _model_file(place, file), config, version)
+        source_of(name, _model_file(place, file), config, version, wish)
         for version, place in places.items()
     ]
     sources += [_refused(name, version, folder, why) for version, why in refused.items()]

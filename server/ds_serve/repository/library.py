@@ -15,6 +15,9 @@ from ds_serve.models import ModelSource, bad_name, is_name
 from ds_serve.repository.admission import Refusal, never
 from ds_serve.repository.folder import Print, fingerprint, read_model
 from ds_serve.repository.remote import Remote, is_address
+from ds_serve.text_models import Wish
+
+_ANY = Wish()
 
 
 class Repository(Protocol):
@@ -61,8 +64,8 @@ class Folder:
 class Library:
     """`sources` are those of `--model`, `repositories` folders and addresses, read anew each time.
 
-    `refusal`: which versions may not be served. What asks for disks or networks may take long: call
-    it in a thread. Raises ConfigError for a
+    `refusal`: which versions may not be served. `wish`: what the operator says of engines. What
+    asks for disks or networks may take long: call it in a thread. Raises ConfigError for a
     repository that is not there, LoadError for an address that does not answer.
     """
 
@@ -71,8 +74,9 @@ class Library:
         sources: Sequence[ModelSource],
         repositories: Sequence[str],
         refusal: Refusal = never,
+        wish: Wish = _ANY,
     ) -> None:
-        self._refusal = refusal
+        self._refusal, self._wish = refusal, wish
         self._sources = {source.name: source for source in sources}
         lock = threading.Lock()
         self._repositories: list[Repository] = [
@@ -106,11 +110,11 @@ class Library:
         if source is not None and source.folder is None:
             return [msgspec.structs.replace(source, config=config or source.config)]
         if source is not None and source.folder is not None:
-            return read_model(source.folder, name, config, self._refusal)
+            return read_model(source.folder, name, config, self._refusal, self._wish)
         repository = self._holder(name)
         if repository is None:
             raise NotFound(f"no model repository has a folder {name!r}")
-        return read_model(repository.folder(name, config), name, config, self._refusal)
+        return read_model(repository.folder(name, config), name, config, self._refusal, self._wish)
 
     def fingerprint(self, name: str) -> Print | None:
         """None for a model without a folder. Raises as `read`."""

@@ -157,7 +157,7 @@ def worker_config(
             version=source.version,
             batch=policy,
         ),
-        options=EngineOptions(threads=threads, device=_device(settings, source)),
+        options=EngineOptions(threads=threads, device=device_of(settings, source)),
         socket=socket,
         config_file=source.config,
         folder=source.folder,
@@ -167,7 +167,8 @@ def worker_config(
     )
 
 
-def _device(settings: Settings, source: ModelSource) -> str:
+def device_of(settings: Settings, source: ModelSource) -> str:
+    """What an engine of tensor models runs on, as EngineOptions has it."""
     if source.engine != TENSORRT:
         return "cpu"
     return "cuda" if settings.device == "auto" else settings.device

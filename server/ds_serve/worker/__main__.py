@@ -12,10 +12,13 @@ import uvloop
 
 from ds_engines import base, config_pbtxt
 from ds_engines.base import BatchEngine
-from ds_engines.errors import ServeError
+from ds_engines.cuda.ledger import DoesNotFit
+from ds_engines.errors import LoadError, ServeError, Unsupported
 from ds_engines.reshaping import Reshapes, ReshapingEngine
+from ds_engines.spec import ModelSpec
 from ds_serve import child, metrics
 from ds_serve.repository.admission import admit
+from ds_serve.tensor_engines import TENSORRT
 from ds_serve.worker.config import WorkerConfig
 from ds_serve.worker.warming import warm
 from ds_serve.worker.worker import Worker
@@ -34,12 +37,37 @@ def load(config: WorkerConfig) -> BatchEngine:
     if config.spec.engine == PYTHON:
         engine = _python_model(config)
     else:
-        engine = _described(base.load(config.spec, config.options), config)
+        engine = _described(_loaded(config), config)
     warm(engine)
     took = time.monotonic() - begun
     log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))
     metrics.load_seconds.labels(engine.spec.name, engine.spec.version).set(took)
     return engine
+
+
+def _loaded(config: WorkerConfig) -> BatchEngine:
+    spec, options = _asked(config), config.options
+    try:
+        return base.load(spec, options)
+    except DoesNotFit:
+        raise
+    except (LoadError, Unsupported) as error:
+        if not config.fallback:
+            raise
+        log.warning(
+            "model %s: %s runs it, for %s does not: %s",
+            spec.name, config.fallback, spec.engine, error,
+        )  # fmt: skip
+    spec = msgspec.structs.replace(config.spec, engine=config.fallback)
+    return base.load(spec, msgspec.structs.replace(options, device="cpu"))
+
+
+def _asked(config: WorkerConfig) -> ModelSpec:
+    """The spec with what its configuration asks of an engine that builds the model first."""
+    if config.config_file is None or config.spec.engine != TENSORRT:
+        return config.spec
+    said = config_pbtxt.read(config.config_file)
+    return config_pbtxt.foretold(config.spec, said, str(config.config_file))
 
 
 def _described(engine: BatchEngine, config: WorkerConfig) -> BatchEngine:

@@ -20,7 +20,8 @@ class CacheConfig(msgspec.Struct, frozen=True):
 
 class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
     """`socket` is where the gateways will connect. Files that the configuration names lie in
-    `folder`; beside it where that is None.
+    `folder`; beside it where that is None. `fallback`: the engine to take where the spec's does not
+    take the model; empty for none.
     """
 
     spec: ModelSpec
@@ -30,3 +31,4 @@ class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
     folder: Path | None = None
     cache: CacheConfig | None = None
     allow_unverified: bool = False
+    fallback: str = ""

@@ -1,0 +1,119 @@
+"""Which engine runs a file of a tensor model, on this machine and as the operator says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ds_engines import tensorrt_library
+from ds_engines.errors import ConfigError
+from ds_serve.extras import installed
+from ds_serve.text_models import Wish
+from ds_serve.vllm import devices
+
+ONNXRUNTIME, TENSORRT, OPENVINO = "onnxruntime", "tensorrt", "openvino"
+ENGINES = (ONNXRUNTIME, TENSORRT, OPENVINO)
+"""Those that `--engine` may name for tensor models."""
+
+PLANS = (".plan", ".engine", ".trt")
+CUDA = "cuda.bindings"
+
+_NAMED = {
+    ONNXRUNTIME: ONNXRUNTIME,
+    "onnxruntime_onnx": ONNXRUNTIME,
+    TENSORRT: TENSORRT,
+    "tensorrt_plan": TENSORRT,
+    OPENVINO: OPENVINO,
+}
+"""From what a configuration calls its backend or platform."""
+
+_WHY = {
+    ONNXRUNTIME: "an ONNX file, so ONNX Runtime runs it on the CPU",
+    OPENVINO: "an ONNX file, which OpenVINO runs on the CPU",
+    TENSORRT: "an ONNX file, so TensorRT builds it for the GPU and runs it there",
+}
+
+
+class Choice(NamedTuple):
+    """`why` is one sentence for a person. `fallback` is the engine of a model that this one does
+    not take; empty where it was asked for by name.
+    """
+
+    engine: str
+    why: str
+    fallback: str = ""
+
+
+def of_onnx(file: Path, config: Path | None, wish: Wish) -> Choice:
+    """Who runs an ONNX file: whom `--engine` names, else its configuration, else TensorRT where
+    there is a GPU for it. Raises ConfigError.
+    """
+    named = wish.engine if wish.engine in ENGINES else _configured(config)
+    if named == TENSORRT:
+        _require(file, "an ONNX file that TensorRT is to run", wish)
+    if named:
+        return Choice(named, _WHY[named])
+    if wish.device != "cpu" and not missing():
+        return Choice(TENSORRT, _WHY[TENSORRT], ONNXRUNTIME)
+    return Choice(ONNXRUNTIME, _WHY[ONNXRUNTIME])
+
+
+def of_plan(file: Path, wish: Wish) -> Choice:
+    """Who runs a plan. Raises ConfigError where nothing here can."""
+    if wish.engine in ENGINES and wish.engine != TENSORRT:
+        raise ConfigError(f"--engine {wish.engine}: {file} is a TensorRT plan; give the ONNX file")
+    _require(file, "a TensorRT plan", wish)
+    return Choice(TENSORRT, "a TensorRT plan, so TensorRT runs it on the GPU")
+
+
+def refuse_other(file: Path, engine: str, wish: Wish) -> None:
+    """Raises ConfigError where `--engine` names one that does not run this file."""
+    if wish.engine in ENGINES and wish.engine != engine:
+        raise ConfigError(f"--engine {wish.engine}: {file} is a file that {engine} runs")
+
+
+def missing() -> str:
+    """What this machine lacks for TensorRT, and what to do; empty where it has all."""
+    if not devices.visible() or devices.is_rocm():
+        return "there is no NVIDIA GPU here; give the ONNX file that it was built from"
+    if not tensorrt_library.installed():
+        return f"TensorRT is not installed: {tensorrt_library.INSTALL}"
+    if not installed(CUDA):
+        return f"cuda-bindings is not installed: {tensorrt_library.CUDA}"
+    return ""
+
+
+def preferred(files: Iterable[Path]) -> list[Path]:
+    """The files of a folder without those that others are built from or into: a plan and its ONNX
+    file are one model, of which this machine takes the one that it can run.
+    """
+    there = list(files)
+    plans = {file.stem for file in there if file.suffix.lower() in PLANS}
+    sources = {file.stem for file in there if file.suffix.lower() == ".onnx"}
+    both = plans & sources
+    unfit = (".onnx",) if both and not missing() else PLANS
+    return [file for file in there if file.stem not in both or file.suffix.lower() not in unfit]
+
+
+def _require(file: Path, what: str, wish: Wish) -> None:
+    lacks = missing()
+    if wish.device == "cpu":
+        lacks = "--device cpu rules out the GPU"
+    if lacks:
+        raise ConfigError(f"{file} is {what}, but {lacks}")
+
+
+def _configured(config: Path | None) -> str:
+    """The engine that a configuration names; empty where it names none, or cannot be read: its
+    worker says what is wrong with it.
+    """
+    if config is None:
+        return ""
+    from ds_engines import config_pbtxt  # noqa: PLC0415 - protobuf takes some time to import
+
+    try:
+        said = config_pbtxt.read(config)
+    except (ConfigError, OSError):
+        return ""
+    return _NAMED.get(said.backend) or _NAMED.get(said.platform, "")
