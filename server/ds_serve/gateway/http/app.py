@@ -12,6 +12,7 @@ from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
 from ds_serve.gateway.http.anthropic import AnthropicRoutes
 from ds_serve.gateway.http.files import PATH as FILES
 from ds_serve.gateway.http.files import FilesRoute
+from ds_serve.gateway.http.frame import Route
 from ds_serve.gateway.http.infer import PATH, InferRoute
 from ds_serve.gateway.http.openai import OpenAIRoutes
 from ds_serve.gateway.http.request_ids import HEADER, RequestIds
@@ -46,19 +47,25 @@ class Application:
         if scope["method"] == "POST" and PATH.fullmatch(path):
             await self.infer(scope, receive, send)
             return
+        route = self._route(scope["method"], path) or self._seldom
+        if route == self._seldom and scope["method"] != "POST":
+            await self._seldom(scope, receive, send)
+            return
         self._in_flight.add(1)
         try:
-            if FILES.fullmatch(path):
-                await self._files(scope, receive, send)
-            elif openai.takes(scope["method"], path):
-                routes = self._anthropic if errors.is_anthropic(path) else self._openai
-                await routes(scope, receive, send)
-            elif scope["method"] == "POST" and generate.PATH.fullmatch(path):
-                await self._generate(scope, receive, send)
-            else:
-                await self._seldom(scope, receive, send)
+            await route(scope, receive, send)
         finally:
             self._in_flight.add(-1)
+
+    def _route(self, method: str, path: str) -> Route | None:
+        """None where FastAPI knows the path, or nobody does."""
+        if FILES.fullmatch(path):
+            return self._files
+        if openai.takes(method, path):
+            return self._anthropic if errors.is_anthropic(path) else self._openai
+        if method == "POST" and generate.PATH.fullmatch(path):
+            return self._generate
+        return None
 
     async def _seldom(self, scope: Scope, receive: Receive, send: Send) -> None:
         """FastAPI's routes, whose answers carry the request's id too."""
