@@ -110,6 +110,14 @@ def test_a_dense_layer_and_halves_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers(tmp_path, ["the cat"]), expected, atol=1e-4)
 
 
+def test_halves_are_near(tmp_path: Path) -> None:
+    encoder_folders.write(tmp_path, CASES["distilbert"])
+    info = encoder_folder.read(tmp_path)
+    rows = EncoderTokenizer(info).encode(CASES["distilbert"]["texts"])
+    found = EncoderEngine(info, threads=1, half=True).run(rows)
+    np.testing.assert_allclose(found, CASES["distilbert"]["of_texts"], atol=0.1)
+
+
 def test_bfloat16_weights_are_read(tmp_path: Path) -> None:
     values = np.array([[1.5, -2.0], [0.0, 3.25]], dtype=np.float32)
     halves = (values.view(np.uint32) >> 16).astype(np.uint16)
