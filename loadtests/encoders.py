@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import statistics
 import subprocess
@@ -43,6 +44,7 @@ def worker(socket: Path, folder: Path, flags: Sequence[str]) -> Iterator[Path]:
     """A worker that listens on `socket`, until the end of the block. Raises BenchmarkError."""
     command = [sys.executable, "-m", "ds_serve.embed", "--uds", str(socket), "--model", MODEL]
     command += ["--artifact", str(folder), "--log-level", "warning", *flags]
+    command += ["--parent-pid", str(os.getpid())]
     with subprocess.Popen(command) as process:
         try:
             _wait(process, socket)
