@@ -150,7 +150,7 @@ def main() -> int:
     given = parser.parse_args()
     console = Console()
     try:
-        rates = run(given.rounds, given.requests, console)
+        rates = run(max(1, given.rounds), given.requests, console)
     except BenchmarkError as error:
         console.print(str(error), style="red", markup=False)
         return 1
