@@ -49,10 +49,10 @@ def test_a_chat_goes_on(client: openai.OpenAI) -> None:
     talk: Any = [
         {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]},
         {"role": "assistant", "content": [{"type": "output_text", "text": "Paris."}]},
-        {"role": "user", "content": "And of Italy?"},
+        {"role": "user", "content": "Tell me a long story about Italy."},
     ]
     asked = ASKED | {"max_output_tokens": 3}
-    answer = client.responses.create(**asked, input=talk, instructions="Be brief.")
+    answer = client.responses.create(**asked, input=talk, instructions="Be thorough.")
     assert answer.status == "incomplete"
     assert answer.incomplete_details is not None
     assert answer.incomplete_details.reason == "max_output_tokens"
