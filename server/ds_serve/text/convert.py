@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +24,6 @@ WEIGHTS = ("int8", "int4")
 
 ENCODER = "encoder"
 """In the place of weights: the folder gives vectors or classes."""
-
-GROUP = 64
-"""Numbers of four bits that share a scale; fewer where a matrix's rows do not divide by it."""
 
 PYTHON = "DS_SERVE_CONVERT_PYTHON"
 """The environment variable that names another interpreter to convert with."""
@@ -159,33 +155,6 @@ def weights_of(folder: Path) -> str:
     return said if said in WEIGHTS else ""
 
 
-def compress(folder: Path, weights: str, note: Callable[[str, float], None]) -> None:
-    """Make the weights of an OpenVINO folder smaller, in place. Raises ConfigError."""
-    try:
-        import nncf  # noqa: PLC0415
-        import openvino  # type: ignore[import-untyped,unused-ignore] # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError(f"--quantization {weights} needs {error.name}: {INSTALL}") from error
-    note(f"weights to {weights}", 0.9)
-    modes = nncf.CompressWeightsMode
-    model = openvino.Core().read_model(folder / "openvino_model.xml")
-    if weights == "int8":
-        made = nncf.compress_weights(model, mode=modes.INT8_ASYM)
-    else:
-        made = nncf.compress_weights(
-            model,
-            mode=modes.INT4_SYM,
-            group_size=GROUP,
-            advanced_parameters=nncf.AdvancedCompressionParameters(
-                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-            ),
-        )
-    openvino.save_model(made, folder / "small.xml", compress_to_fp16=False)
-    del model, made  # it maps the file that is replaced
-    for suffix in (".xml", ".bin"):
-        (folder / f"small{suffix}").replace(folder / f"openvino_model{suffix}")
-
-
 def _tell(step: str, share: float) -> None:
     print(f"{_STEP}{share:4.0%} {step}", flush=True)
 
@@ -200,6 +169,8 @@ def _run(folder: Path, target: Path, weights: str) -> None:
 
     export_folder(folder, target, _tell)
     if weights:
+        from ds_engines.openvino_compress import compress  # noqa: PLC0415
+
         compress(target, weights, _tell)
     about = {"source": folder.name, "weights": weights, "format": FORMAT}
     (target / ABOUT).write_text(json.dumps(about))
