@@ -49,13 +49,13 @@ def running(
     Raises BenchmarkError where it does not become ready, with what it printed.
     """
     http_port, grpc_port = free_ports(2)
-    command = [str(Path(sys.executable).parent / "ds-serve"), "--model", model, *arguments]
+    command = [sys.executable, "-m", "ds_serve.cli", "--model", model, *arguments]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     with log_file.open("w+") if log_file else tempfile.TemporaryFile("w+") as log:
         try:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         except OSError as error:
-            raise BenchmarkError(f"{command[0]} cannot be started: {error.strerror}") from None
+            raise BenchmarkError(f"{sys.executable} cannot be started: {error.strerror}") from None
         try:
             _wait(process, http_port, log)
             yield Server(f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}")

@@ -82,7 +82,7 @@ def build(
     """
     builder = _Builder(library, source, options)
     builder.watch(watch)
-    if timing_cache is None:
+    if timing_cache is None or not library.timed:
         return builder.build()
     with _Timings(builder.config, timing_cache):
         return builder.build()

@@ -61,6 +61,11 @@ class Library:
         """Whether a network's types are the file's. In older releases they are hints."""
         return hasattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
+    @property
+    def timed(self) -> bool:
+        """Whether a build measures kernels, so that a timing cache saves time."""
+        return self.name == "tensorrt"
+
     def context(self, engine: Any) -> Any:
         """A new execution context, whose memory is still to be given."""
         if hasattr(engine, "create_execution_context_without_device_memory"):

@@ -1,0 +1,1 @@
+"""Tensor engines on a GPU, beside what they are made of: the same plan bare, and PyTorch."""

@@ -1,0 +1,113 @@
+"""ResNet-50 in three kinds of numbers, pictures, and what ONNX Runtime answers to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+KINDS = ("tf32", "fp16", "int8")
+"""FP32 is TF32 on a GPU that has it."""
+
+PICTURES, CALIBRATION = 32, 32
+
+Pictures = npt.NDArray[np.float32]
+
+
+def path_of(folder: Path, kind: str) -> Path:
+    return folder / f"resnet50_{kind}.onnx"
+
+
+def make(folder: Path) -> None:
+    """Write the three files, and pictures with their answers by ONNX Runtime on the CPU."""
+    import onnx
+
+    from loadtests.quantize import resnet50
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = resnet50.build()
+    onnx.save(whole, folder / "as-built.onnx")
+    _fold(folder)
+    name = whole.graph.input[0].name
+    random = np.random.default_rng(0)
+    calibration = resnet50.pictures(random, CALIBRATION)
+    pictures = resnet50.pictures(random, PICTURES)
+    _halve(folder)
+    _quantize(folder, name, calibration)
+    answers = {kind: _answers(path_of(folder, kind), name, pictures) for kind in KINDS}
+    np.savez(folder / "answers.npz", **answers)
+    np.savez(folder / "pictures.npz", pictures=pictures, name=np.array(name))
+
+
+def pictures(folder: Path) -> tuple[str, Pictures]:
+    """The input's name, and float32 [PICTURES, 3, 224, 224]."""
+    with np.load(folder / "pictures.npz") as found:
+        return str(found["name"]), found["pictures"]
+
+
+def answers(folder: Path) -> dict[str, Pictures]:
+    """By kind, float32 [PICTURES, 1000]: what the same file says on the CPU."""
+    with np.load(folder / "answers.npz") as found:
+        return dict(found)
+
+
+def _fold(folder: Path) -> None:
+    """Normalizations into the convolutions before them, which are INT8 only without them."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = str(path_of(folder, "tf32"))
+    ort.InferenceSession(folder / "as-built.onnx", settings, providers=["CPUExecutionProvider"])
+    (folder / "as-built.onnx").unlink()
+
+
+def _halve(folder: Path) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    whole = onnx.load(path_of(folder, "tf32"))
+    onnx.save(convert_float_to_float16(whole, keep_io_types=True), path_of(folder, "fp16"))
+
+
+def _quantize(folder: Path, name: str, calibration: Pictures) -> None:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(np.split(calibration, 8))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {name: batch}
+
+    quantize_static(
+        path_of(folder, "tf32"),
+        path_of(folder, "int8"),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "MaxPool"],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+        },
+    )
+
+
+def _answers(path: Path, name: str, data: Pictures) -> npt.NDArray[Any]:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {name: part})[0] for part in np.split(data, 4)]
+    return np.concatenate(parts)
