@@ -122,12 +122,18 @@ def installed() -> str:
 def require(wanted: str = "") -> Library:
     """The library of that name, or the first that is installed. Raises LoadError."""
     names = (wanted,) if wanted else tuple(MODULES)
+    broken = []
     for name in names:
-        for module in MODULES[name]:
-            found = _imported(module)
-            if found is not None:
+        for module in filter(_there, MODULES[name]):
+            try:
+                found = _imported(module)
+            except (ImportError, OSError) as error:
+                broken.append(f"{module} cannot be imported: {error}")
+                continue
+            if hasattr(found, "Builder"):  # packages of that name may be mere stubs
                 return Library(name, found)
-    raise LoadError(f"{' or '.join(names)} is not installed: {INSTALL}")
+    why = "; ".join(broken) or f"{' or '.join(names)} is not installed"
+    raise LoadError(f"{why}: {INSTALL}")
 
 
 def _there(module: str) -> bool:
@@ -137,14 +143,9 @@ def _there(module: str) -> bool:
         return module in sys.modules
 
 
-def _imported(name: str) -> ModuleType | None:
-    """The module, if it is the whole library: packages of that name may be mere stubs."""
+def _imported(name: str) -> ModuleType:
     with _linking(name):
-        try:
-            module = import_module(name)
-        except (ImportError, OSError):
-            return None
-    return module if hasattr(module, "Builder") else None
+        return import_module(name)
 
 
 @contextlib.contextmanager

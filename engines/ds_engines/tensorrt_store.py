@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ds_engines import manifest
+from ds_engines.batch_axes import ROWS
 from ds_engines.errors import LoadError
 from ds_engines.spec import ModelSpec
 from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build, keep
@@ -82,8 +83,10 @@ def onnx_beside(plan: Path) -> Path | None:
 
 def options_of(spec: ModelSpec) -> BuildOptions:
     """What the model's batches and parameters ask of a plan. Raises LoadError."""
-    most = max(spec.batch.max_batch_size, 1)
-    usual = max((size for size in spec.batch.preferred_sizes if size <= most), default=most)
+    wanted = max(spec.batch.max_batch_size, 1)
+    usual = max((size for size in spec.batch.preferred_sizes if size <= wanted), default=wanted)
+    # Whether rows join is found out with a few.
+    most = wanted if wanted == 1 else max(wanted, ROWS)
     given = {
         key.removeprefix(PARAMETER): value
         for key, value in spec.parameters.items()

@@ -71,7 +71,10 @@ def _plan(engine: Any, sizes: list[int], seconds: float) -> dict[str, Any]:
 def _compared(engine: BatchEngine, folder: Path, kind: str) -> dict[str, float]:
     name, pictures = models.pictures(folder)
     wanted = models.answers(folder)[kind]
-    (given,) = engine.run({name: pictures}).values()
+    most = max(1, engine.spec.batch.max_batch_size)
+    parts = [pictures[at : at + most] for at in range(0, len(pictures), most)]
+    (output,) = (tensor.name for tensor in engine.spec.outputs)
+    given = np.concatenate([engine.run({name: part})[output] for part in parts])
     difference = np.abs(given - wanted)
     dot = (given * wanted).sum(1)
     cosine = dot / (np.linalg.norm(given, axis=1) * np.linalg.norm(wanted, axis=1))

@@ -169,3 +169,8 @@ def test_a_plan_is_built_once_and_known_again(
     assert "it was built by tensorrt_rtx 1.0.0" in tensorrt_store.misfit(older, library, known.gpu)
     lasting = msgspec.structs.replace(older, options=BuildOptions(compatible=True))
     assert tensorrt_store.misfit(lasting, library, known.gpu) == ""
+
+
+def test_a_library_that_is_not_there_is_named() -> None:
+    with pytest.raises(LoadError, match="tensorrt is not installed: install NVIDIA's TensorRT"):
+        tensorrt_library.require("tensorrt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -115,6 +116,8 @@ def test_parameters_say_what_a_plan_is_to_be() -> None:
     )  # fmt: skip
     assert (found.level, found.sparse, found.batches) == (2, True, (1, 4, 4))
     assert found.shapes == {"x": ((1, 8), (2, 8), (4, 16))}
+    pairs = msgspec.structs.replace(spec(), batch=BatchPolicy(max_batch_size=2))
+    assert tensorrt_store.options_of(pairs).batches == (1, 2, 3)
     unbatched = ModelSpec("net", "tensorrt", Path("net.onnx"))
     assert tensorrt_store.options_of(unbatched).batches == (1, 1, 1)
 

@@ -65,7 +65,7 @@ def find(wanted: str) -> Device:
     given = call(runtime.cudaGetDeviceProperties, index)
     return Device(
         index=index,
-        name=given.name.decode().rstrip("\0"),
+        name=given.name.split(b"\0")[0].decode(),
         capability=(given.major, given.minor),
         memory=given.totalGlobalMem,
         unified=bool(given.integrated),
