@@ -155,5 +155,6 @@ def _layers(plan: Plan, done: Run, rows: int) -> LayerProfile:
         batch=BatchPolicy(max_batch_size=rows),
     )
     batch = inputs.stacked(done.arrays, done.model.inputs, rows)
-    options = EngineOptions(threads=cpus.share(cpus.available(), 1))
+    # Engines of GPUs choose theirs; those of CPUs have no other.
+    options = EngineOptions(threads=cpus.share(cpus.available(), 1), device="auto")
     return profile(spec, options, batch, min(LAYER_SECONDS, plan.seconds))

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ds_engines.base import BatchEngine
-from ds_engines.errors import ConfigError, LoadError
+from ds_engines.errors import ConfigError, LoadError, Unsupported
 from ds_quantize import configuration, data, evaluate, libraries, sources, stored
 from ds_quantize.context import Context
 from ds_quantize.data import Data
@@ -337,6 +337,6 @@ def _runs(model: PlanModel) -> bool:
     """Whether this machine has the engine, and the device, that the plan is for."""
     try:
         engines.opened(model, 1).close()
-    except (ConfigError, LoadError):
+    except (ConfigError, LoadError, Unsupported):
         return False
     return True
