@@ -101,6 +101,8 @@ def _quantize(folder: Path, name: str, calibration: Pictures) -> None:
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
+            # A rectifier comes after most: what it gives is what is rounded.
+            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul", "Add"],
         },
     )
 

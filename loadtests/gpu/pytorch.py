@@ -1,6 +1,7 @@
 """PyTorch's own speed: python -m loadtests.gpu.pytorch OUT [--batches 1 8 32 128] [--seconds 3].
 
-For another interpreter than the server's: it needs torch and torchvision alone.
+For another interpreter than the server's: it needs torch, and takes torchvision's network where
+that is there.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args()
     import torch
-    import torchvision
 
     torch.backends.cudnn.benchmark = True
-    net = torchvision.models.resnet50(weights=None).eval().to(given.device)
+    net = _resnet50(torch).eval().to(given.device)
     found: dict[str, Any] = {"torch": torch.__version__}
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -31,6 +31,41 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "pytorch.json").write_text(json.dumps(found, indent=2))
     print(json.dumps(found))
+
+
+def _resnet50(torch: Any) -> Any:
+    try:
+        import torchvision
+    except ImportError:
+        return _written_out(torch.nn)
+    return torchvision.models.resnet50(weights=None)
+
+
+def _written_out(nn: Any) -> Any:
+    """The same layers (He and others, 2015)."""
+
+    def conv(size: int, into: int, kernel: int, stride: int = 1) -> list[Any]:
+        layer = nn.Conv2d(size, into, kernel, stride, kernel // 2, bias=False)
+        return [layer, nn.BatchNorm2d(into)]
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, size: int, width: int, stride: int) -> None:
+            super().__init__()
+            first, second = conv(size, width, 1), conv(width, width, 3, stride)
+            third = conv(width, 4 * width, 1)
+            self.way = nn.Sequential(*first, nn.ReLU(), *second, nn.ReLU(), *third)
+            same = stride == 1 and size == 4 * width
+            self.past = nn.Identity() if same else nn.Sequential(*conv(size, 4 * width, 1, stride))
+
+        def forward(self, rows: Any) -> Any:
+            return nn.functional.relu(self.way(rows) + self.past(rows))
+
+    layers, size = [*conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for index in range(blocks):
+            layers.append(Block(size, 64 << stage, 2 if stage and not index else 1))
+            size = 256 << stage
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
 
 
 def _rate(torch: Any, net: Any, size: int, half: bool, given: argparse.Namespace) -> float:
