@@ -18,14 +18,13 @@ from ds_engines.reshaping import Reshapes, ReshapingEngine
 from ds_engines.spec import ModelSpec
 from ds_serve import child, metrics
 from ds_serve.repository.admission import admit
-from ds_serve.tensor_engines import TENSORRT
 from ds_serve.worker.config import WorkerConfig
 from ds_serve.worker.warming import warm
 from ds_serve.worker.worker import Worker
 
 log = logging.getLogger("ds_serve.worker")
 
-PYTHON = "python"
+PYTHON, TENSORRT = "python", "tensorrt"
 
 
 def load(config: WorkerConfig) -> BatchEngine:
