@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any
 
 from ds_engines import tensorrt_builder, tensorrt_library
-from ds_engines.errors import LoadError
+from ds_engines.errors import LoadError, Unsupported
 from ds_engines.tensorrt_builder import BuildOptions, Built
 from ds_engines.tensorrt_library import Library
 from ds_quantize.context import Context
@@ -34,15 +34,16 @@ def tensorrt(model: Model, method: TensorRT, context: Context) -> PlanModel:
     )
     build = partial(tensorrt_builder.build, library, graph.path_of(model), options)
     try:
+        gpu = tensorrt_library.gpu(library)
         built = _watched(build, context)
-    except LoadError as error:
+    except (LoadError, Unsupported) as error:
         raise MethodError(f"tensorrt: {error}") from error
     plan = context.folder / FILE
     plan.write_bytes(built.plan)
     context.measured["plan"] = {
         "library": str(library),
         "bytes": len(built.plan),
-        "gpu": tensorrt_library.gpu(library),
+        "gpu": gpu,
         "types": _types(built),
     }
     return PlanModel(plan, str(library))
