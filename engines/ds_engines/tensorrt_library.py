@@ -172,7 +172,7 @@ def _is_old(module: str) -> bool:
 
 def log(library: Library, watch: Any = None) -> Any:
     """A logger that keeps the last error, which says more than what is returned. `watch` gets every
-    message, with TensorRT's name of its severity.
+    message, with TensorRT's name of its severity. TensorRT's own plug-ins can be used from then on.
     """
 
     class Log(library.api.ILogger):  # type: ignore[name-defined, misc]
@@ -186,4 +186,8 @@ def log(library: Library, watch: Any = None) -> Any:
             if watch is not None:
                 watch(severity.name, message)
 
-    return Log()
+    made = Log()
+    if library.typed:
+        # Release 8 finds in them what needs cuBLAS and cuDNN.
+        library.api.init_libnvinfer_plugins(made, "")
+    return made
