@@ -96,7 +96,11 @@ class Cancelled(ServeError):
 
 
 class EngineFailure(ServeError):
-    """The engine failed while running a batch."""
+    """The engine failed while running a batch. `fatal`: it can run no other, so that its process
+    has to end and another to begin.
+    """
+
+    fatal: bool = False
 
 
 class OutOfMemory(EngineFailure):

@@ -7,7 +7,7 @@ import pytest
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
 
 from ds_engines.cuda import device  # noqa: E402
-from ds_engines.cuda.calls import CudaError, call, failure  # noqa: E402
+from ds_engines.cuda.calls import LOST, CudaError, call, failure  # noqa: E402
 from ds_engines.errors import OutOfMemory, Unsupported  # noqa: E402
 
 
@@ -20,6 +20,12 @@ def test_a_failed_call_and_cudas_name_of_the_error_are_named() -> None:
     assert str(error) == ("CUDA: cudaMemcpyAsync failed: cudaErrorInvalidValue: invalid argument")
     assert isinstance(error, CudaError)
     assert error.code == "cudaErrorInvalidValue"
+    assert not error.fatal
+    assert failure("cudaStreamSynchronize", runtime.cudaError_t.cudaErrorIllegalAddress).fatal
+
+
+def test_errors_after_which_nothing_works_are_cudas() -> None:
+    assert {name for name in LOST if not hasattr(runtime.cudaError_t, name)} == set()
 
 
 def test_no_memory_is_an_error_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ds_engines.base import Tensors
 from ds_engines.errors import EngineFailure, OutOfMemory
 from ds_engines.spec import BatchPolicy, ModelSpec, TensorSpec
+from ds_serve import child
 from ds_serve.scheduler.queue import Entry
 from ds_serve.transport.link import Link
 from ds_serve.transport.messages import Answer, Infer, Tensor
@@ -173,6 +175,26 @@ def test_an_answer_of_all_rows_together_is_not_put_together_from_halves() -> Non
     answers, _ = run(Small(1), infer([[1], [2]]))
     assert answers[0].fault is not None
     assert answers[0].fault.kind == "OutOfMemory"
+
+
+def test_an_engine_that_can_run_nothing_more_ends_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Lost(Engine):
+        def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
+            error = EngineFailure("the device is gone")
+            error.fatal = True
+            raise error
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv(child.FAILURE_FILE, str(tmp_path / "failure"))
+    with pytest.raises(SystemExit) as caught:
+        run(Lost(), infer([[1]]), infer([[2]]))
+    assert caught.value.code == 1
+    assert (tmp_path / "failure").read_text() == "the device is gone"
 
 
 def test_missing_rows_are_noticed_and_go_to_nobody_else() -> None:

@@ -12,6 +12,23 @@ from ds_engines.errors import EngineFailure, OutOfMemory
 NO_MEMORY = runtime.cudaError_t.cudaErrorMemoryAllocation
 
 
+LOST = frozenset(
+    {
+        "cudaErrorAssert",
+        "cudaErrorECCUncorrectable",
+        "cudaErrorHardwareStackError",
+        "cudaErrorIllegalAddress",
+        "cudaErrorIllegalInstruction",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorLaunchFailure",
+        "cudaErrorLaunchTimeout",
+        "cudaErrorMisalignedAddress",
+    }
+)
+"""After these every call of the process fails, as CUDA's documentation of each says."""
+
+
 class CudaError(EngineFailure):
     """A call of CUDA's failed. `code` is CUDA's name of it, such as `cudaErrorInvalidValue`."""
 
@@ -34,4 +51,5 @@ def failure(name: str, status: Any) -> EngineFailure:
         return OutOfMemory(message)
     error = CudaError(message)
     error.code = status.name
+    error.fatal = status.name in LOST
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ds_engines import datatypes
 from ds_engines.base import Array, BatchEngine, Tensors
 from ds_engines.errors import EngineFailure, OutOfMemory, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
+from ds_serve import child
 from ds_serve.scheduler.queue import Entry
 from ds_serve.scheduler.sequences import Step
 from ds_serve.transport.link import Link
@@ -108,6 +110,9 @@ class BatchRunner:
         try:
             return [self._execute(jobs)]
         except Exception as error:
+            if isinstance(error, EngineFailure) and error.fatal:
+                # The supervisor tells all who wait, and starts another worker.
+                os._exit(child.fail(str(error)))
             if len(jobs) > 1:
                 return [timing for job in jobs for timing in self._run([job])]
             jobs[0].answer = Answer(jobs[0].request.id, fault=_fault(self._spec, error))
