@@ -156,8 +156,8 @@ def test_models_that_are_not_the_same(tmp_path, original):
 
 
 def test_form_without_an_engine(tmp_path, original):
-    with pytest.raises(QuantizeError, match=r"a model of form 'openvino' cannot be evaluated"):
-        compared(original, FolderModel(tmp_path, form="openvino"), tmp_path)
+    with pytest.raises(QuantizeError, match=r"a model of form 'papyrus' cannot be evaluated"):
+        compared(original, FolderModel(tmp_path, form="papyrus"), tmp_path)
 
 
 def test_file_that_no_engine_loads(tmp_path, original):

@@ -102,7 +102,7 @@ def test_off_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
         return make(folder)
 
     stages.run("int8", {}, tracked)
-    stages.run("int8", {}, tracked)
+    Stages(tmp_path, shown).run("int8", {}, tracked)
     lines = text.getvalue().splitlines()
     assert lines[0] == "int8 ..."
     assert lines[1].startswith("a [long] line that is not wrapped, whatever the width")
