@@ -94,3 +94,15 @@ def test_a_form_without_a_model_is_refused(body: bytes) -> None:
 def test_a_form_without_a_boundary_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="boundary"):
         model_part(b"multipart/form-data", b"")
+
+
+@pytest.mark.parametrize("body", [b'{"model": "\x80a"}', b'{"model": "a", "cache_salt": "\xff"}'])
+def test_a_body_that_is_not_utf8_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="JSON"):
+        read_json("/v1/completions", body)
+
+
+def test_what_the_gateway_does_not_read_may_be_anything() -> None:
+    body = b'{"\x80": 1, "model": "a"}'
+    assert read_json("/v1/completions", body).model == "a"
+    assert with_fields(body, {"model": "b"}) == b'{"\x80": 1,"model":"b"}'

@@ -142,7 +142,7 @@ class Batches:
         owner = _owner(request)
         try:
             wanted = msgspec.json.decode(await request.read(), type=_Wanted)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"a batch: {error}") from None
         _check(wanted)
         file = self._store.file(wanted.input_file_id, owner)

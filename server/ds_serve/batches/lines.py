@@ -53,7 +53,7 @@ def read(path: Path, endpoint: str) -> Iterator[Line | tuple[int, str]]:
 def _line(number: int, text: bytes, endpoint: str, seen: set[str]) -> Line:
     try:
         written = msgspec.json.decode(text, type=_Written)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"it must have custom_id, method, url and body: {error}") from None
     if written.method != "POST" or written.url != endpoint:
         raise InvalidRequest(f"it is for {written.method} {written.url}, not POST {endpoint}")

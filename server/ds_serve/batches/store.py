@@ -197,7 +197,7 @@ def _read_all(folder: Path, kind: type[Record]) -> Iterator[Record]:
     for path in sorted(folder.glob("*.json")):
         try:
             yield msgspec.json.decode(path.read_bytes(), type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"--files: {path} is not what this server has written: {error}"
             ) from None

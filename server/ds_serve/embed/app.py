@@ -21,6 +21,7 @@ from ds_serve.embed.bodies import (
 )
 from ds_serve.embed.encoding import Encoder
 from ds_serve.embed.tasks import Answer
+from ds_serve.text import shared_metrics
 from ds_serve.text.base_app import BaseApp, Handler
 from ds_serve.text.bodies import DetokenizeBody, convert
 from ds_serve.text.errors import UnknownModel
@@ -36,7 +37,7 @@ class EncoderApp(BaseApp):
     """Serves from `ready` on."""
 
     def __init__(self, model: str, request_timeout: float, batch_tokens: int) -> None:
-        super().__init__(model, request_timeout, metrics.render)
+        super().__init__(model, request_timeout, shared_metrics.render)
         self._metrics = metrics.EncoderMetrics(model, batch_tokens)
         self.on_load = self._metrics.load
         self._encoder: Encoder | None = None

@@ -85,7 +85,7 @@ def read_json(path: str, body: bytes) -> Body:
     """Raises InvalidRequest where it is not JSON, or names no model."""
     try:
         fields = _decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(_what_is_wrong(body, error)) from None
     if not isinstance(fields.model, str) or not fields.model:
         raise InvalidRequest(NEEDS_MODEL)
@@ -152,7 +152,7 @@ def _opening(text: bytes) -> bytes:
             opening.append(bytes(message))
             if _message(message).role == "user":
                 break
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # the worker says what is wrong
     return b"".join(opening)
 
@@ -218,9 +218,17 @@ def _members(body: bytes) -> Iterator[_Member]:
         elif what == b":":
             value = at
         elif value < 0:
-            name, begin = orjson.loads(what), found.start()
+            name, begin = _name_of(what), found.start()
         elif what in (b"{", b"["):
             at = _over(body, at)
+
+
+def _name_of(text: bytes) -> str:
+    """Of a member; none that the gateway knows where it is not UTF-8."""
+    try:
+        return str(orjson.loads(text))
+    except orjson.JSONDecodeError:
+        return ""
 
 
 def _over(body: bytes, at: int) -> int:

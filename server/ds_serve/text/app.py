@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import ds_serve
 from ds_engines.errors import Unavailable
-from ds_serve.text import metrics
+from ds_serve.text import metrics, shared_metrics
 from ds_serve.text.answers import Answer, ChatAnswer, CompletionAnswer
 from ds_serve.text.base_app import BaseApp
 from ds_serve.text.bodies import DetokenizeBody, TokenizeBody, convert
@@ -33,7 +33,7 @@ class TextApp(BaseApp):
         at_once: int,
         lora: Sequence[str] = (),
     ) -> None:
-        super().__init__(model, request_timeout, metrics.render, lora)
+        super().__init__(model, request_timeout, shared_metrics.render, lora)
         self._client = client
         self._metrics = metrics.TextMetrics(model, at_once)
         client.on_load = self._metrics.load
