@@ -144,7 +144,7 @@ def test_a_killed_supervisor_takes_all_with_it(tmp_path: Path) -> None:
     with Server(*flags(tmp_path)) as server:
         pid, engine = processes(server)
         server.kill()
-        until(lambda: gone(pid) and gone(engine), "they are still there", 10)
+        until(lambda: gone(pid) and gone(engine), "they are still there", 30)
 
 
 @pytest.mark.parametrize(
