@@ -172,7 +172,7 @@ class TensorBackend:
             if isinstance(message, Infer) and message.id in self._waiting:
                 _, done = self._waiting.pop(message.id)
                 # Later: this may be called by the very `begin` that `done` was given to.
-                self._loop.call_soon(done, _lost(self.spec))
+                self._loop.call_soon(done, _not_sent(self.spec))
 
     def _lost(self, link: Link) -> None:
         self._fail(_lost(self.spec))
@@ -226,6 +226,11 @@ class TensorBackend:
 def _late(request: InferRequest, now: float) -> DeadlineExceeded:
     waited = now - request.arrived
     return DeadlineExceeded(f"model {request.model!r} gave no answer within {waited:.3f} s")
+
+
+def _not_sent(spec: ModelSpec) -> Unavailable:
+    """Unlike one that is lost, such a request cannot have run: it may be sent again."""
+    return Unavailable(f"model {spec.name!r} is restarting: its worker has just gone away")
 
 
 def _lost(spec: ModelSpec) -> Lost:
