@@ -31,6 +31,22 @@ TENSOR = """\
   python -c "import tritonclient.grpc as t; print(t.InferenceServerClient('{grpc}'{triton}).get_model_metadata('{model}'{headers}))"
 """
 
+VECTORS = """\
+  curl{curl} {url}/v1/embeddings -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "input": ["a text", "another"]}}'
+
+{python}  client = OpenAI(base_url="{url}/v1", api_key="{key}"{trusting})
+  answer = client.embeddings.create(model="{model}", input=["a text", "another"])
+  print(len(answer.data[0].embedding))
+"""
+
+CLASSES = """\
+  curl{curl} {url}/v1/classify -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "input": ["a text", "another"]}}'
+"""
+
+EXAMPLES = {"chat": CHAT, "tensor": TENSOR, "vectors": VECTORS, "classes": CLASSES}
+
 AUTHORIZATION = "authorization: Bearer KEY"
 CERTIFICATE, KEY = "CLIENT.pem", "CLIENT.key"
 """What a person puts own files for, as for KEY."""
@@ -58,12 +74,12 @@ class Door:
         self._authority = "" if seen.trusted else tls.certificate
         self._keys = bool(security.keys)
 
-    def example(self, model: str, *, text: bool) -> str:
-        """Commands that ask the model."""
+    def example(self, model: str, kind: str) -> str:
+        """Commands that ask the model. `kind` is one of EXAMPLES."""
         own = ["KEY"] * self._keys + [CERTIFICATE, KEY] * bool(self._tls.client_ca)
         # Whose key and certificate it is to be, nobody knows here.
         said = f"Try it, with your own {', '.join(own)}:" if own else "Try it:"
-        filled = (CHAT if text else TENSOR).format(
+        filled = EXAMPLES[kind].format(
             model=model, url=self.url, grpc=self.grpc, curl=self._curl(), **self._python()
         )
         return f"{said}\n\n{filled}"

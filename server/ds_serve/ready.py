@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ds_serve import text_models
 from ds_serve.examples import Door
 from ds_serve.supervisor.worker import READY
 
 if TYPE_CHECKING:
+    from ds_engines.spec import ModelSpec
     from ds_serve.supervisor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -32,5 +34,13 @@ def announce(supervisor: Supervisor) -> None:
         print("\n".join([*lines, "  no model is loaded yet"]), flush=True)
         return
     first = next((s for s in ready if s.spec and s.spec.task == "text"), ready[0])
-    text = first.spec is not None and first.spec.task == "text"
-    print("\n".join([*lines, "", door.example(first.name, text=text)]), flush=True)
+    print("\n".join([*lines, "", door.example(first.name, _kind(first.spec))]), flush=True)
+
+
+def _kind(spec: ModelSpec | None) -> str:
+    """Which example shows what the model does."""
+    if spec is None or spec.task != "text":
+        return "tensor"
+    if spec.engine != text_models.ENCODER:
+        return "chat"
+    return "classes" if text_models.classifies(spec.artifact) else "vectors"

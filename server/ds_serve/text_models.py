@@ -81,6 +81,11 @@ def is_encoder(folder: Path) -> bool:
     return any(each.endswith(_ENCODERS) for each in _architectures(folder))
 
 
+def classifies(folder: Path) -> bool:
+    """Whether it gives classes, by its architecture."""
+    return any(each.endswith("ForSequenceClassification") for each in _architectures(folder))
+
+
 def choose(folder: Path, wish: Wish) -> Choice:
     """Which engine serves a folder. Raises ConfigError for one that cannot, with what to do."""
     what = ", ".join(_architectures(folder)) or "a Hugging Face folder"

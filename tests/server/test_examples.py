@@ -34,7 +34,7 @@ def ran(example: str) -> dict[str, object]:
 def test_plain() -> None:
     door = Door(Security(), "0.0.0.0", 8000, 8001)
     assert (door.url, door.grpc) == ("http://127.0.0.1:8000", "127.0.0.1:8001")
-    example = door.example("chat", text=True)
+    example = door.example("chat", "chat")
     assert example.startswith("Try it:")
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in example
     client = ran(example)["client"]
@@ -45,7 +45,7 @@ def test_plain() -> None:
 
 def test_with_keys_and_tls(tmp_path: Path) -> None:
     door = Door(Security(keys="keys.toml", tls=issued(tmp_path, "localhost")), "127.0.0.1", 1, 2)
-    example = door.example("chat", text=True)
+    example = door.example("chat", "chat")
     assert example.startswith("Try it, with your own KEY:")
     assert f"--cacert {tmp_path}/server.pem -H 'authorization: Bearer KEY' https://loc" in example
     named = ran(example)
@@ -83,6 +83,6 @@ def test_a_certificate_that_is_trusted_needs_no_flag(
     assert seen_by_clients(tls) == Seen(("models.example",), trusted=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     assert seen_by_clients(tls) == Seen(("models.example",), trusted=True)
-    example = Door(Security(tls=tls), "127.0.0.1", 1, 2).example("m", text=False)
+    example = Door(Security(tls=tls), "127.0.0.1", 1, 2).example("m", "tensor")
     assert "cacert" not in example
     assert "ssl=True)" in example
