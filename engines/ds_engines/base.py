@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 
 from ds_engines import plugins
-from ds_engines.errors import ConfigError
+from ds_engines.errors import ConfigError, Unsupported
 from ds_engines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -29,6 +29,23 @@ class EngineOptions(msgspec.Struct, frozen=True):
     device: str = "cpu"
     quantization: str = ""
     memory_efficient: bool = False
+
+
+def refuse(options: EngineOptions, engine: str, runs: str) -> None:
+    """For engines that run what is in a file, and nothing else: raises Unsupported by name.
+
+    `engine` is what a person calls it, `runs` what it does with a file.
+    """
+    if options.quantization:
+        raise Unsupported(f"--quantization {options.quantization}: the {engine} engine runs {runs}")
+    if options.memory_efficient:
+        raise Unsupported(f"--memory-efficient: the {engine} engine has no such mode")
+
+
+def refuse_devices(options: EngineOptions, engine: str) -> None:
+    """Raises Unsupported for another device than the CPU."""
+    if options.device not in ("cpu", "auto"):
+        raise Unsupported(f"--device {options.device}: the {engine} engine runs on cpu")
 
 
 class BatchEngine(Protocol):
@@ -66,9 +83,11 @@ def load(spec: ModelSpec, options: EngineOptions) -> BatchEngine:
     Raises ConfigError for an unknown engine, Unsupported for an option that the engine cannot
     honour, LoadError for a file that it cannot load.
     """
-    there = plugins.engines() | ENGINES
-    if spec.engine not in there:
-        raise ConfigError(f"no engine is called {spec.engine!r}; there are: {', '.join(there)}")
-    module, _, name = there[spec.engine].partition(":")
+    # Whatever is installed is looked through only for an engine that is not ours.
+    found = ENGINES.get(spec.engine) or plugins.engines().get(spec.engine)
+    if found is None:
+        there = ", ".join(plugins.engines() | ENGINES)
+        raise ConfigError(f"no engine is called {spec.engine!r}; there are: {there}")
+    module, _, name = found.partition(":")
     engine: BatchEngine = getattr(import_module(module), name)(spec, options)
     return engine

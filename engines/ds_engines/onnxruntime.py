@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from ds_engines.base import Array, EngineOptions, Tensors
+from ds_engines.base import Array, EngineOptions, Tensors, refuse, refuse_devices
 from ds_engines.batch_axes import complete, joined
-from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError, Unsupported
+from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 
 DATATYPES = {
@@ -37,6 +37,9 @@ BFLOAT16 = 16
 """`TensorProto.DataType.BFLOAT16` of the ONNX format."""
 
 
+RUNS = "a file as it is; ds-quantize makes one that is quantized"
+
+
 class OnnxRuntimeEngine:
     """One session; ONNX Runtime lets many threads run it at once.
 
@@ -46,7 +49,8 @@ class OnnxRuntimeEngine:
     def __init__(
         self, spec: ModelSpec, options: EngineOptions, profile: Path | None = None
     ) -> None:
-        _refuse(options)
+        refuse_devices(options, "ONNX Runtime")
+        refuse(options, "ONNX Runtime", RUNS)
         self._session = _session(spec, options, profile)
         self._has_bf16 = False
         self.spec = self._described(spec)
@@ -106,18 +110,6 @@ class OnnxRuntimeEngine:
             if node.type in DATATYPES
         )
         return tuple(tensor for tensor in found if tensor.datatype != unfit)
-
-
-def _refuse(options: EngineOptions) -> None:
-    if options.device not in ("cpu", "auto"):
-        raise Unsupported(f"--device {options.device}: the ONNX Runtime engine runs on cpu")
-    if options.quantization:
-        raise Unsupported(
-            f"--quantization {options.quantization}: the ONNX Runtime engine runs a file as it "
-            "is; ds-quantize makes one that is quantized"
-        )
-    if options.memory_efficient:
-        raise Unsupported("--memory-efficient: the ONNX Runtime engine has no such mode")
 
 
 def _session(spec: ModelSpec, options: EngineOptions, profile: Path | None) -> ort.InferenceSession:

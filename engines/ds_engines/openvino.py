@@ -11,9 +11,9 @@ import numpy as np
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
-from ds_engines.base import EngineOptions, Tensors
+from ds_engines.base import EngineOptions, Tensors, refuse, refuse_devices
 from ds_engines.batch_axes import complete, joined
-from ds_engines.errors import EngineFailure, LoadError, Unsupported
+from ds_engines.errors import EngineFailure, LoadError
 from ds_engines.spec import ModelSpec, TensorSpec
 
 DATATYPES = {
@@ -43,7 +43,8 @@ class OpenVINOEngine:
     """One compiled model; each thread that runs it has an inference request of its own."""
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
-        _refuse(options)
+        refuse_devices(options, "OpenVINO")
+        refuse(options, "OpenVINO", "a model as it is")
         core = ov.Core()
         model = _readable(core, spec)
         self._inputs = _places(spec, model.inputs)
@@ -74,17 +75,6 @@ class OpenVINOEngine:
         if not hasattr(self._mine, "request"):
             self._mine.request = self._compiled.create_infer_request()
         return self._mine.request
-
-
-def _refuse(options: EngineOptions) -> None:
-    if options.device not in ("cpu", "auto"):
-        raise Unsupported(f"--device {options.device}: the OpenVINO engine runs on cpu")
-    if options.quantization:
-        raise Unsupported(
-            f"--quantization {options.quantization}: the OpenVINO engine runs a model as it is"
-        )
-    if options.memory_efficient:
-        raise Unsupported("--memory-efficient: the OpenVINO engine has no such mode")
 
 
 def _settings(spec: ModelSpec, options: EngineOptions) -> dict[str, Any]:

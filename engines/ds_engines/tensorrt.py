@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ds_engines import tensorrt_library, tensorrt_store
-from ds_engines.base import EngineOptions, Tensors
+from ds_engines.base import EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete, joined
 from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError, Unsupported
 from ds_engines.spec import ModelSpec
@@ -39,6 +39,8 @@ while one is computed.
 
 TOLERANCE = 0.02
 """Of FP16, TF32 and INT8: by how much of its largest value a row may differ in another batch."""
+
+RUNS = "a model in the types of its file; ds-quantize makes one that is quantized"
 
 
 class TensorRTEngine:
@@ -190,13 +192,7 @@ class _Trial:
 def _refuse(options: EngineOptions) -> None:
     if options.device == "cpu":
         raise Unsupported("--device cpu: the TensorRT engine runs on NVIDIA GPUs")
-    if options.quantization:
-        raise Unsupported(
-            f"--quantization {options.quantization}: the TensorRT engine runs a model in the types "
-            "of its file; ds-quantize makes one that is quantized"
-        )
-    if options.memory_efficient:
-        raise Unsupported("--memory-efficient: the TensorRT engine has no such mode")
+    refuse(options, "TensorRT", RUNS)
 
 
 def _ports(

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as trees
 
-from ds_engines.base import Array, EngineOptions, Tensors
+from ds_engines.base import Array, EngineOptions, Tensors, refuse, refuse_devices
 from ds_engines.batch_axes import complete, joined
-from ds_engines.errors import EngineFailure, LoadError, Unsupported
+from ds_engines.errors import EngineFailure, LoadError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_engines.torch_archive import refuse_pickles
 
@@ -44,7 +44,8 @@ class TorchEngine:
     """One program as a module, which many threads may call."""
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
-        _refuse(options)
+        refuse_devices(options, "PyTorch")
+        refuse(options, "PyTorch", "a program as it is")
         torch.set_num_threads(options.threads)
         program = _loaded(spec)
         self._module = program.module()
@@ -97,17 +98,6 @@ class _Arguments:
     def _tensor(self, name: str, batch: Tensors) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(batch[name]))
         return tensor.view(torch.bfloat16) if name in self._brain else tensor
-
-
-def _refuse(options: EngineOptions) -> None:
-    if options.device not in ("cpu", "auto"):
-        raise Unsupported(f"--device {options.device}: the PyTorch engine runs on cpu")
-    if options.quantization:
-        raise Unsupported(
-            f"--quantization {options.quantization}: the PyTorch engine runs a program as it is"
-        )
-    if options.memory_efficient:
-        raise Unsupported("--memory-efficient: the PyTorch engine has no such mode")
 
 
 def _loaded(spec: ModelSpec) -> torch.export.ExportedProgram:

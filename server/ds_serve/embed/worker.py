@@ -5,26 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 import time
-
-import uvloop
 
 from ds_engines import encoder_folder
 from ds_engines.encoder import EncoderEngine
 from ds_engines.encoder_folder import EncoderInfo
 from ds_engines.encoder_tokens import EncoderTokenizer
-from ds_engines.errors import EngineFailure, ServeError
-from ds_serve import logs
+from ds_engines.errors import EngineFailure
 from ds_serve.embed.app import EncoderApp
 from ds_serve.embed.encoding import Encoder
 from ds_serve.embed.joining import Joiner
 from ds_serve.embed.queue import LengthQueue
 from ds_serve.embed.settings import Settings, parse
-from ds_serve.process_guard import die_with_parent
-from ds_serve.repository.admission import admit
-from ds_serve.text.serving import SIGNALS, flushed, listening, report, server
+from ds_serve.text.serving import SIGNALS, drained, flushed, listening, run, server
 
 log = logging.getLogger("ds_serve.embed")
 
@@ -71,7 +65,9 @@ class Worker:
         log.info("ready", extra={"fields": fields})
         try:
             await self._until_signal(joiner)
-            await self._drain(app, joiner)
+            await drained(app, log, settings.drain_timeout, lambda: joiner.pending)
+            joiner.close()
+            await flushed(app)
         except EngineFailure as error:
             joiner.fail_all(error)
             await flushed(app)
@@ -89,17 +85,6 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._signalled.wait(), _LOOK_SECONDS)
 
-    async def _drain(self, app: EncoderApp, joiner: Joiner) -> None:
-        app.draining = True
-        limit = self._settings.drain_timeout
-        log.info("draining", extra={"fields": {"pending": joiner.pending, "limit": limit}})
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(app.idle(), limit)
-        if joiner.pending:
-            log.warning("drain limit reached", extra={"fields": {"pending": joiner.pending}})
-        joiner.close()
-        await flushed(app)
-
 
 def _load(settings: Settings) -> tuple[EncoderInfo, EncoderEngine, EncoderTokenizer]:
     info = encoder_folder.read(settings.artifact, settings.max_seq_len)
@@ -115,17 +100,4 @@ async def _run(settings: Settings) -> None:
 def main() -> int:
     """Run the worker that the command line asks for; returns its exit code."""
     settings = parse(sys.argv[1:])
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    logs.configure(settings.log_format, settings.log_level, f"text-{settings.model}")
-    try:
-        if settings.parent_pid:
-            die_with_parent(settings.parent_pid)
-        admit(settings.model, settings.artifact, anyway=settings.allow_unverified)
-        uvloop.run(_run(settings))
-    except ServeError as error:
-        return report(log, error)
-    except Exception as error:  # a fault of ours: still one line, and the traceback at debug level
-        log.debug("the worker failed", exc_info=error)
-        return report(log, ServeError(f"internal error: {type(error).__name__}: {error}"))
-    return 0
+    return run(settings, log, lambda: _run(settings))

@@ -9,14 +9,19 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
+import uvloop
 
 from ds_engines.errors import ConfigError, LoadError, ServeError
+from ds_serve import logs
+from ds_serve.process_guard import die_with_parent
+from ds_serve.repository.admission import admit
 from ds_serve.text.base_app import BaseApp
+from ds_serve.text.worker_settings import WorkerSettings
 
 PERMANENT, FAILED = 3, 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -36,6 +41,18 @@ async def flushed(app: BaseApp) -> None:
     """Give answers a moment to leave."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(app.idle(), FLUSH_SECONDS)
+
+
+async def drained(
+    app: BaseApp, log: logging.Logger, limit: float, pending: Callable[[], int]
+) -> None:
+    """Admit no more, and wait `limit` seconds for what is `pending`."""
+    app.draining = True
+    log.info("draining", extra={"fields": {"pending": pending(), "limit": limit}})
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(app.idle(), limit)
+    if pending():
+        log.warning("drain limit reached", extra={"fields": {"pending": pending()}})
 
 
 def server(app: BaseApp) -> uvicorn.Server:
@@ -87,6 +104,26 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
     raise ConfigError(f"--uds {path} is in use by another process")
+
+
+def run(
+    settings: WorkerSettings, log: logging.Logger, life: Callable[[], Coroutine[Any, Any, None]]
+) -> int:
+    """A worker's process; returns its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    logs.configure(settings.log_format, settings.log_level, f"text-{settings.model}")
+    try:
+        if settings.parent_pid:
+            die_with_parent(settings.parent_pid)
+        admit(settings.model, settings.artifact, anyway=settings.allow_unverified)
+        uvloop.run(life())
+    except ServeError as error:
+        return report(log, error)
+    except Exception as error:  # a fault of ours: still one line, and the traceback at debug level
+        log.debug("the worker failed", exc_info=error)
+        return report(log, ServeError(f"internal error: {type(error).__name__}: {error}"))
+    return 0
 
 
 def report(log: logging.Logger, error: ServeError) -> int:

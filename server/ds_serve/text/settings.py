@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
 
 from ds_engines.errors import ConfigError
 from ds_engines.openvino_sampling import TextConfig
-from ds_serve import logs
+from ds_serve.text.worker_settings import Flags, WorkerSettings, at_least
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one text worker runs; the flags' defaults are the fields'. Times are in seconds.
+class Settings(WorkerSettings, frozen=True, kw_only=True):
+    """How one text worker runs. `max_queue_size` bounds the answers waiting or running."""
 
-    `max_queue_size` bounds the answers waiting or running. A `request_timeout` of 0 is none.
-    """
-
-    uds: Path
-    model: str
-    artifact: Path
-    threads: int = 0
-    max_seq_len: int = 0
     max_num_seqs: int = 64
     max_queue_size: int = 256
     cache_size_mb: int = 0
@@ -31,13 +21,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     lora: tuple[tuple[str, str], ...] = ()
     chat_template: str = ""
-    allow_unverified: bool = False
-    request_timeout: float = 0.0
-    drain_timeout: float = 30.0
-    hang_timeout: float = 30.0
-    log_format: str = "text"
-    log_level: str = "info"
-    parent_pid: int = 0
 
     @property
     def engine(self) -> TextConfig:
@@ -78,51 +61,26 @@ def _adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def at_least(least: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return value
-
-    return convert
-
-
 def parse(arguments: Sequence[str]) -> Settings:
     """The settings that a command line asks for; a wrong flag ends the process with code 2."""
-    parser = argparse.ArgumentParser(prog="python -m ds_serve.text", description=__doc__)
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
-
-    def flag(name: str, **options: object) -> None:
-        field = name.replace("-", "_")
-        parser.add_argument(f"--{name}", default=defaults[field], **options)  # type: ignore[arg-type]
-
-    parser.add_argument("--uds", type=Path, required=True, help="path of the socket to listen on")
-    parser.add_argument("--model", required=True, help="the name that clients call the model by")
-    parser.add_argument(
-        "--artifact", type=Path, required=True, help="the GGUF file, or the OpenVINO folder"
+    flags = Flags(
+        Settings,
+        "python -m ds_serve.text",
+        artifact="the GGUF file, or the OpenVINO folder",
+        bounds="prompt and answer together; 0: the model's",
+        hangs="seconds that one step may take",
     )
-    flag("threads", type=at_least(0), help="engine threads; 0: the library's choice")
-    flag("max-seq-len", type=at_least(0), help="prompt and answer together; 0: the model's")
-    flag("max-num-seqs", type=at_least(1), help="sequences in one batch")
-    flag("max-queue-size", type=at_least(1), help="answers waiting or running")
-    flag("cache-size-mb", type=at_least(0), help="memory of the KV cache; 0: a default")
-    flag("memory-efficient", action="store_true", help="a smaller KV cache")
-    flag("prefix-caching", type=_boolean, help="whether prompts share their cached beginnings")
-    parser.add_argument(
+    flags.flag("max-num-seqs", type=at_least(1), help="sequences in one batch")
+    flags.flag("max-queue-size", type=at_least(1), help="answers waiting or running")
+    flags.flag("cache-size-mb", type=at_least(0), help="memory of the KV cache; 0: a default")
+    flags.flag("memory-efficient", action="store_true", help="a smaller KV cache")
+    flags.flag(
+        "prefix-caching", type=_boolean, help="whether prompts share their cached beginnings"
+    )
+    flags.add_argument(
         "--lora", type=_adapter, action="append", default=[], metavar="NAME=PATH",
         help="an adapter, called by its name; several times",
     )  # fmt: skip
-    flag("chat-template", metavar="FILE", help="instead of the model's own")
-    flag("allow-unverified", action="store_true", help="whatever a manifest says")
-    flag("request-timeout", type=at_least(0, float), help="seconds; 0: none")
-    flag("drain-timeout", type=at_least(0, float), help="seconds to finish after SIGTERM")
-    flag("hang-timeout", type=at_least(0, float), help="seconds that one step may take")
-    flag("log-format", choices=logs.FORMATS)
-    flag("log-level", choices=logs.LEVELS)
-    flag("parent-pid", type=at_least(0), help="die with this parent process")
-    given = vars(parser.parse_args(arguments))
+    flags.flag("chat-template", metavar="FILE", help="instead of the model's own")
+    given = vars(flags.parse_args(arguments))
     return Settings(**given | {"lora": tuple(given["lora"])})

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from typing import Any
 
-import uvloop
-
-from ds_engines.errors import ServeError, Unavailable
+from ds_engines.errors import Unavailable
 from ds_engines.openvino_model import ModelInfo, check_artifact
 from ds_engines.openvino_tokenizer import TextTokenizer
 from ds_engines.openvino_tools import style_of
-from ds_serve import logs
-from ds_serve.process_guard import die_with_parent
-from ds_serve.repository.admission import admit
 from ds_serve.text.app import TextApp
 from ds_serve.text.loop_client import LoopClient
 from ds_serve.text.messages import LogSettings
 from ds_serve.text.plan import Reader
-from ds_serve.text.serving import SIGNALS, flushed, listening, report, server
+from ds_serve.text.serving import SIGNALS, drained, flushed, listening, run, server
 from ds_serve.text.settings import Settings, parse
 
 log = logging.getLogger("ds_serve.text")
@@ -104,16 +97,7 @@ class Worker:
         if client.ended.done():
             await flushed(app)
             raise client.ended.result()
-        await self._drain(client, app)
-
-    async def _drain(self, client: LoopClient, app: TextApp) -> None:
-        app.draining = True
-        limit = self._settings.drain_timeout
-        log.info("draining", extra={"fields": {"pending": client.pending, "limit": limit}})
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(app.idle(), limit)
-        if client.pending:
-            log.warning("drain limit reached", extra={"fields": {"pending": client.pending}})
+        await drained(app, log, self._settings.drain_timeout, lambda: client.pending)
         client.fail_all(Unavailable("the server shut down before the answer was finished"))
         await flushed(app)
 
@@ -125,17 +109,4 @@ async def _run(settings: Settings) -> None:
 def main() -> int:
     """Run the worker that the command line asks for; returns its exit code."""
     settings = parse(sys.argv[1:])
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    logs.configure(settings.log_format, settings.log_level, f"text-{settings.model}")
-    try:
-        if settings.parent_pid:
-            die_with_parent(settings.parent_pid)
-        admit(settings.model, settings.artifact, anyway=settings.allow_unverified)
-        uvloop.run(_run(settings))
-    except ServeError as error:
-        return report(log, error)
-    except Exception as error:  # a fault of ours: still one line, and the traceback at debug level
-        log.debug("the worker failed", exc_info=error)
-        return report(log, ServeError(f"internal error: {type(error).__name__}: {error}"))
-    return 0
+    return run(settings, log, lambda: _run(settings))
