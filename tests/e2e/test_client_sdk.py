@@ -207,7 +207,8 @@ def test_a_full_queue_is_waited_for(tmp_path):
     with Server("--model", slow(tmp_path / "slow.onnx"), *flags) as server:
         hasty = Client(server.grpc, retry=None)
         patient = Client(server.grpc, retry=Retry(attempts=60, first=0.2, most=0.5))
-        with hasty, patient, hasty.pipeline() as pipeline, busy(server):
+        assert hasty.ready("slow")  # it is connected
+        with hasty, patient, hasty.pipeline() as pipeline, busy(server, 4 * SECOND):
             waits = pipeline.infer("slow", slow_inputs(10))
             until_waiting(server, 1)
             for refused in (hasty.infer, lambda *each: pipeline.infer(*each).result(60)):

@@ -74,8 +74,10 @@ def application(gateway: Gateway) -> Application:
     return Application(gateway, Budget(1 << 20, 1 << 20))
 
 
-async def ask(application: Application, **headers: str) -> list[dict[str, Any]]:
-    """What the application sends for a completion."""
+async def ask(
+    application: Application, leaves_after: bytes = b"", **headers: str
+) -> list[dict[str, Any]]:
+    """What the application sends for a completion. The client leaves where a part ends so."""
     said = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": said}
     arrived = asyncio.Queue[dict[str, Any]]()
@@ -84,6 +86,8 @@ async def ask(application: Application, **headers: str) -> list[dict[str, Any]]:
 
     async def send(message: Any) -> None:
         sent.append(dict(message))
+        if leaves_after and sent[-1].get("body", b"").endswith(leaves_after):
+            arrived.put_nowait({"type": "http.disconnect"})
 
     await application(scope, arrived.get, send)
     return sent
@@ -249,6 +253,21 @@ async def test_a_text_that_fails_is_a_span_with_its_error(
     await ask(application)
     (root,) = await sent_by(gateway, collector)
     assert (root.status.code, root.status.message) == (2, said)
+
+
+@pytest.mark.parametrize(("last", "kept"), [(b"data: [DONE]", True), (b"data: 1", False)])
+async def test_a_client_that_leaves_with_its_whole_answer_has_not_cancelled(
+    upstream: Upstream, application: Application, gateway: Gateway, collector: Collector,
+    last: bytes, kept: bool,
+) -> None:  # fmt: skip
+    """The stream's end comes after the event that says so."""
+    waits = [b"" for _ in range(50)]
+    upstream.parts = [EVENTS + CHUNKED, chunk(b"data: 0\n\n"), chunk(last + b"\n\n"), *waits]
+    sent = await ask(application, leaves_after=last + b"\n\n")
+    assert bodies(sent) == [b"data: 0\n\n", last + b"\n\n"]
+    roots = await sent_by(gateway, collector)
+    assert [attributes(root)["model_name"] for root in roots] == ["m"] * kept
+    assert all(root.status.code != 2 for root in roots)
 
 
 async def test_times_of_a_text(

@@ -83,6 +83,8 @@ class Framed(Route):
         try:
             await self.answer(scope, headers, body, out)
         except asyncio.CancelledError:
+            if watch.gone and out.over:
+                return  # it had its whole answer
             if watch.gone:
                 raise Cancelled("the client left") from None
             raise
@@ -101,7 +103,7 @@ class Out:
 
     `status` is that of the answer, or of the error that ended it. `has_events` must be right before
     the answer starts; `error_event` is how an event with an error begins. `trace`: of the request,
-    where its turn has come.
+    where its turn has come. `over`: nothing is to come that the client waits for.
     """
 
     def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
@@ -112,6 +114,7 @@ class Out:
         self.trace: Trace | None = None
         self._send = send
         self.started = False
+        self.over = False
         self._extra = [(HEADER, request_id)]
         if closing:
             self._extra.append((b"connection", b"close"))

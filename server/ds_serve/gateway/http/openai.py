@@ -60,6 +60,10 @@ def takes(method: str, path: str) -> bool:
     return path == REALTIME or (method in ("GET", "DELETE") and bool(BY_ID.fullmatch(path)))
 
 
+DONE = b"data: [DONE]" + EVENT_END
+"""The last event of a stream."""
+
+
 class OpenAIRoutes(Framed):
     """Every path of an OpenAI server that belongs to a model."""
 
@@ -234,14 +238,22 @@ async def copy(reply: Reply, out: Out, spec: ModelSpec) -> None:
         out.trace.told(spec, out.request_id.decode(), final=False)
     async for piece in _events(reply) if out.has_events else reply.pieces():
         await out.start(reply.status, headers)
+        if piece.endswith(DONE):
+            _over(reply, out, spec)
         await out.write(piece)
-    if out.trace is not None:
+    _over(reply, out, spec)
+    await out.start(reply.status, headers)
+    await out.end()
+
+
+def _over(reply: Reply, out: Out, spec: ModelSpec) -> None:
+    """A client may leave as soon as it has read that this was all."""
+    if out.trace is not None and not out.over:
         out.trace.told(spec, out.request_id.decode(), final=True)
         if reply.status >= 400:
             said = f"the model's worker answered {reply.status}"
             out.trace.failed(spec.name, spec.version, said)
-    await out.start(reply.status, headers)
-    await out.end()
+    out.over = True
 
 
 async def _events(reply: Reply) -> AsyncIterator[bytes]:
