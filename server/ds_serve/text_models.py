@@ -25,7 +25,7 @@ _SENTENCES = "modules.json"
 """What sentence-transformers puts into a folder."""
 
 _ENCODERS = (
-    "ForSequenceClassification", "BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel",
+    encoder_folder.CLASSIFIER, "BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel",
     "MPNetModel", "NomicBertModel", "ModernBertModel", "GteModel", "BertForMaskedLM",
 )  # fmt: skip
 
@@ -83,7 +83,7 @@ def is_encoder(folder: Path) -> bool:
 
 def classifies(folder: Path) -> bool:
     """Whether it gives classes, by its architecture."""
-    return any(each.endswith("ForSequenceClassification") for each in _architectures(folder))
+    return any(each.endswith(encoder_folder.CLASSIFIER) for each in _architectures(folder))
 
 
 def choose(folder: Path, wish: Wish) -> Choice:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import onnx_models
 import pytest
+from openai_upstream import OpenAIUpstream
 from serving import Server
 
 
@@ -22,3 +23,9 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = [flag for model in models for flag in ("--model", model)]
     with Server(*flags, "--batch-delay-us", "1000") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIUpstream]:
+    with OpenAIUpstream(tmp_path_factory.mktemp("up") / "s") as running:
+        yield running

@@ -31,12 +31,6 @@ def secrets() -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIUpstream]:
-    with OpenAIUpstream(tmp_path_factory.mktemp("up") / "s") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def server(
     upstream: OpenAIUpstream,
     secrets: dict[str, tuple[str, str]],

@@ -33,12 +33,6 @@ def secrets() -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIUpstream]:
-    with OpenAIUpstream(tmp_path_factory.mktemp("up") / "s") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def flags(
     upstream: OpenAIUpstream,
     secrets: dict[str, tuple[str, str]],

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+from ds_quantize.quiet import quieted
 
 NOISY = ("torch", "torchao", "onnxscript", "onnx_ir", "modelopt")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Without the libraries' warnings, log lines and what they print."""
-    levels = {name: logging.getLogger(name).level for name in NOISY}
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        aside = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(aside):
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(aside):
-                yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    return quieted(NOISY, prints=True)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ds_engines.errors import ServeError, Unavailable
+from ds_serve.gateway.text_hop import Hop
 from ds_serve.transport.messages import ModelState
 
 SECONDS = 1.0
@@ -79,18 +81,15 @@ async def _page(state: ModelState, address: str, labels: str) -> Page | None:
 
 async def read(address: str) -> str:
     """What the server at a socket says; "" where it says nothing in time."""
-    import aiohttp  # noqa: PLC0415  takes long: only servers that have text models have need of it
-
-    timeout = aiohttp.ClientTimeout(total=SECONDS)
-    connector = aiohttp.UnixConnector(address)
+    hop = Hop(address, "the server went away")
     try:
-        async with (
-            aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session,
-            session.get("/metrics") as answer,
-        ):
-            return await answer.text() if answer.status == 200 else ""
-    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+        async with asyncio.timeout(SECONDS), hop.exchange("GET", "/metrics", b"", {}) as reply:
+            body = await reply.read()
+        return body.decode() if reply.status == 200 else ""
+    except (ServeError, TimeoutError, UnicodeDecodeError):
         return ""
+    finally:
+        hop.close(Unavailable("nobody asks any more"))
 
 
 def merged(own: bytes, found: Sequence[Page]) -> bytes:
