@@ -115,6 +115,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_what_a_dead_client_left_is_removed(server, number):
     child = subprocess.Popen(

@@ -80,6 +80,7 @@ def answers(server: Server, model: str) -> int:
         return int(client.infer(model, [inputs]).get_response()["model_version"])
 
 
+@pytest.mark.slow
 def test_what_is_refused_says_why_and_takes_nothing_else_down(repository: Path) -> None:
     with Server("--model-repository", repository) as server:
         states = index(server)

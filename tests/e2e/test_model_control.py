@@ -96,6 +96,7 @@ def explicit(repository: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_the_layout_of_a_repository(repository: Path) -> None:
     """Versions by policy; what cannot be served is named, and takes nothing else down."""
     with Server("--model-repository", repository, "--strict-readiness=false") as server:

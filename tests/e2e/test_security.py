@@ -77,6 +77,7 @@ def bearer(secret):
     return {"authorization": f"Bearer {secret}"}
 
 
+@pytest.mark.slow
 def test_every_route_but_health_asks_for_a_key(server, keys):
     page = httpx2.get(f"{server.http}/openapi.json", headers=bearer(keys["user"])).json()
     calls = [(method, path) for path, each in page["paths"].items() for method in each]

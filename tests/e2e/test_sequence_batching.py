@@ -238,6 +238,7 @@ def alone(sound: Array) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vad", "vad-direct"])
 @pytest.mark.parametrize("kind", ["grpc-aio", pytest.param("http-aio", marks=pytest.mark.slow)])
 async def test_vad_hears_32_streams_at_once_as_it_hears_each_alone(

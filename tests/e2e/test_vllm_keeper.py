@@ -140,6 +140,7 @@ def test_an_engine_that_hangs_is_started_again(tmp_path: Path) -> None:
         back(server, pid)
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_takes_all_with_it(tmp_path: Path) -> None:
     with Server(*flags(tmp_path)) as server:
         pid, engine = processes(server)

@@ -260,6 +260,7 @@ def test_a_model_that_cannot_be_read_is_told(model: str, shop: Workshop) -> None
     assert not shop.models.exists()
 
 
+@pytest.mark.slow
 def test_steps_for_another_kind_of_model_are_told(shop: Workshop) -> None:
     found = shop.run(recipe=shop.recipe("steps: [fold, finetune]"))
     assert found.returncode == 1
@@ -276,6 +277,7 @@ def test_steps_for_another_kind_of_model_are_told(shop: Workshop) -> None:
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from ds_quantize.cli import main; "
 
 
+@pytest.mark.slow
 def test_a_library_that_is_not_installed_is_named(shop: Workshop) -> None:
     (shop.folder / "net.py").write_text("def factory(): ...")
     words = shop.words()[3:]
