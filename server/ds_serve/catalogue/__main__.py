@@ -1,3 +1,3 @@
 from ds_serve.catalogue.cli import main
 
-raise SystemExit(main())
+raise SystemExit(main(prog="python -m ds_serve.catalogue"))

