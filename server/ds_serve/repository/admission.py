@@ -14,6 +14,7 @@ from ds_engines.errors import LoadError
 log = logging.getLogger(__name__)
 
 FLAG = "--allow-unverified"
+_WAY_OUT = f" ({FLAG} would serve it all the same)"
 
 Refusal = Callable[[Path], str]
 """Why the version in a folder may not be served; empty where it may."""
@@ -28,19 +29,24 @@ def admit(name: str, artifact: Path, *, anyway: bool) -> None:
     All its files are read: call it where that may take long.
     """
     folder = artifact if artifact.is_dir() else artifact.parent
-    why = refusal(folder)
+    why = _fault(folder)
     if why and not anyway:
-        raise LoadError(why)
+        raise LoadError(why + _WAY_OUT)
     if why:
         log.warning("model %s is served because of %s, though %s", name, FLAG, why)
 
 
 def refusal(folder: Path) -> str:
     """A `Refusal`."""
+    why = _fault(folder)
+    return why and why + _WAY_OUT
+
+
+def _fault(folder: Path) -> str:
     try:
         manifest.admit(folder)
     except (LoadError, OSError) as error:
-        return f"{error} ({FLAG} would serve it all the same)"
+        return str(error)
     return ""
 
 
