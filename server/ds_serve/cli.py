@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pop("list_models"):
         from ds_serve.catalogue import cli  # noqa: PLC0415
 
-        return cli.main(["list"])
+        return cli.main(["list", "--catalogue"])
     try:
         settings = Settings(**arguments)
         settings.check()

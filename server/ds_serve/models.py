@@ -246,6 +246,7 @@ def _from_address(name: str | None, address: str) -> ModelSource:
 def _from_path(name: str | None, path: Path, said: str, wish: Wish) -> ModelSource:
     if not path.exists():
         raise ConfigError(_missing(path, said))
+    catalogue.keep(path)
     text = wish.for_text
     named = text.engine == text_models.ENCODER
     if path.is_dir() and text_models.is_folder(path) and (named or not _holds_model(path)):

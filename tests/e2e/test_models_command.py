@@ -20,7 +20,7 @@ PROGRAM = Path(sys.executable).with_name("ds-models")
 BODY = {
     "inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [1.0] * 64}],
 }
-CLIENTS = 4
+CLIENTS = 2
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -67,7 +67,7 @@ class Load:
     def answers(self, version: int) -> None:
         """Wait for some answers of a version, and for no others after them."""
         before = self.versions[str(version)]
-        until(lambda: self.versions[str(version)] > before + 20, f"version {version} is not asked")
+        until(lambda: self.versions[str(version)] > before + 5, f"version {version} is not asked")
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ entries()       every entry, in the table's order
 get(name)       one entry
 fetch(name)     the path of its model file, downloaded and verified if it is not here yet
     fetched(name)   that path if it is here already, else None
+keep(path)      nobody removes from the cache what the path belongs to, as long as we live
 """
 
 from __future__ import annotations
 
+from ds_serve.catalogue.cache import keep
 from ds_serve.catalogue.entries import Engine, Entry, File, entries, get, names, unknown
 from ds_serve.catalogue.fetch import fetch, fetched
 from ds_serve.catalogue.progress import Progress, progress_on
@@ -21,6 +23,7 @@ __all__ = [
     "fetch",
     "fetched",
     "get",
+    "keep",
     "names",
     "progress_on",
     "unknown",

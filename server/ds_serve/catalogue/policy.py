@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_engines import config_pbtxt
 from ds_engines.errors import ConfigError
 
 _FIELD = "version_policy"
@@ -49,6 +48,9 @@ def require_same(before: Path | None, after: Path) -> None:
     """Raise ConfigError where two configurations differ in more than their policy, so that a file
     which was understood wrongly is never put in place.
     """
+    # It takes some time to import, and few commands need it.
+    from ds_engines import config_pbtxt  # noqa: PLC0415
+
     old = config_pbtxt.read(before) if before else None
     new = config_pbtxt.read(after)
     new.ClearField(_FIELD)
