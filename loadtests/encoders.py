@@ -1,6 +1,7 @@
 """What joining requests gives an encoder: the same texts one by one, and joined into batches.
 
     python -m loadtests.encoders                 1, 8 and 32 clients, three rounds
+    python -m loadtests.encoders --write         the same, into docs/text-encoders.md
 
 One text a request, of 5 to 60 words. Workers on Unix sockets, with batches of one text and with
 batches as they are usually, measured one after the other in changing order on the same cores.
@@ -25,6 +26,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from loadtests import report
 from loadtests.peers.text.client import WORDS
 from loadtests.perf_analyzer import BenchmarkError
 from loadtests.start_up.subjects import fetched
@@ -34,7 +36,16 @@ CLIENTS = (1, 8, 32)
 START_SECONDS = 120.0
 WAYS = {"one by one": ("--max-batch-tokens", "1"), "joined": ()}
 
-COLUMNS = ("clients", "one by one, texts/s", "joined", "ratio", "one by one, median ms", "joined")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "text-encoders.md"
+COLUMNS = (
+    "clients",
+    "texts/s one by one",
+    "joined",
+    "times as many",
+    "lowest to highest",
+    "median ms one by one",
+    "joined",
+)
 
 Rates = dict[tuple[str, int], list[tuple[float, float]]]
 
@@ -122,39 +133,58 @@ def run(rounds: int, requests: int, console: Console) -> Rates:
     return rates
 
 
-def table(rates: Rates) -> Table:
-    shown = Table(
-        "clients",
-        "one by one, texts/s",
-        "joined, texts/s",
-        "ratio",
-        "median ms: one by one",
-        "joined",
-    )
+def rows(rates: Rates) -> list[tuple[str, ...]]:
+    """Medians of the rounds; how many times as many is told round by round."""
+    found: list[tuple[str, ...]] = []
     for clients in CLIENTS:
         one, joined = rates["one by one", clients], rates["joined", clients]
-        ratio = statistics.median(b[0] / a[0] for a, b in zip(one, joined, strict=True))
-        shown.add_row(
-            str(clients),
-            *(f"{statistics.median(each[0] for each in way):,.0f}" for way in (one, joined)),
-            f"{ratio:.2f}",
-            *(f"{statistics.median(each[1] for each in way):,.1f}" for way in (one, joined)),
+        ratios = [after[0] / before[0] for before, after in zip(one, joined, strict=True)]
+        speeds = [statistics.median(each[0] for each in way) for way in (one, joined)]
+        times = [statistics.median(each[1] for each in way) for way in (one, joined)]
+        found.append(
+            (
+                str(clients),
+                *(f"{speed:,.0f}" for speed in speeds),
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+                *(f"{time:,.1f}" for time in times),
+            )
         )
-    return shown
+    return found
+
+
+def _write(given: argparse.Namespace, lines: Sequence[tuple[str, ...]]) -> None:
+    about = (
+        f"{report.machine({})} {MODEL}, one text of 5 to 60 words a request, {given.requests} "
+        f"requests, {given.rounds} rounds; the worker on its socket, without a gateway."
+    )
+    whole = [COLUMNS, tuple("---:" for _ in COLUMNS), *lines]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in whole)
+    report.write(PAGE, "encoders", f"{about}\n\n{text}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.encoders", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.encoders",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=400, help="in each measurement")
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     given = parser.parse_args()
     console = Console()
     try:
         rates = run(max(1, given.rounds), given.requests, console)
+        shown = Table(*COLUMNS)
+        for row in rows(rates):
+            shown.add_row(*row)
+        console.print(shown)
+        if given.write:
+            _write(given, rows(rates))
     except BenchmarkError as error:
         console.print(str(error), style="red", markup=False)
         return 1
-    console.print(table(rates))
     return 0
 
 

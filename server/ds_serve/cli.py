@@ -27,6 +27,7 @@ HELP = {
     "max_tokens_in_flight": "tokens of prompts and answers that a text model has at one time; "
     "0: as many as its KV cache holds, where it says so",
     "max_text_queue": "text requests that wait for one model at most, in each gateway; then 429",
+    "upstream_probe": "seconds from one look at a model's other server to the next; 0: none",
     "replica_routing": "prefix (to the replica that has seen the prompt's beginning, unless it is "
     "busy) or random",
     "files": "folder for /v1/files and /v1/batches; none: there are none",

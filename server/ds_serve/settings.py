@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
     replica_routing: str = "prefix"
+    upstream_probe: float = 10.0
     files: str = ""
     batch_requests: int = 8
     repository_poll_secs: int = 15
@@ -99,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_tokens_in_flight=self.max_tokens_in_flight,
             max_text_queue=self.max_text_queue,
             replica_routing=self.replica_routing,
+            upstream_probe=self.upstream_probe,
             fallbacks={pair.partition("=")[0]: pair.partition("=")[2] for pair in self.fallback},
         )
 
@@ -169,6 +171,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "max_seq_len",
             "max_tokens_in_flight",
             "max_text_queue",
+            "upstream_probe",
             "drain_timeout",
             "trace_log_frequency",
         ):

@@ -12,7 +12,10 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 from serving import Server
+from tritonclient.utils import InferenceServerException
 
 CASES = encoder_folders.cases()
 MINILM = "all-minilm-l6-v2"
@@ -189,6 +192,52 @@ async def test_many_clients_at_once_each_get_their_own(server: Server) -> None:
         together = await client.embeddings.create(model=MINILM, input=sentences)
     for one, other in zip(found, together.data, strict=True):
         np.testing.assert_allclose(one.data[0].embedding, other.embedding, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [tritonclient.http, tritonclient.grpc])
+def test_vectors_and_classes_over_kserve(server: Server, client: openai.OpenAI, kind: Any) -> None:
+    address = server.grpc if kind is tritonclient.grpc else server.http_address
+    texts = ["A man is eating food.", "Stocks fell."]
+    said = client.embeddings.create(model=MINILM, input=texts).data
+    with kind.InferenceServerClient(address) as triton:
+        assert triton.is_model_ready(MINILM)
+        found = triton.infer(MINILM, [tensor(kind, texts)], request_id="7")
+        vectors = found.as_numpy("embedding")
+        assert (vectors.dtype, vectors.shape) == (np.float32, (2, 384))
+        np.testing.assert_allclose(vectors, [each.embedding for each in said], atol=1e-6)
+        tone = triton.infer("tone", [tensor(kind, TONE["texts"])])
+        best = np.array(TONE["of_texts"]).argmax(1)
+        assert (tone.as_numpy("probabilities").argmax(1) == best).all()
+        labels = [["bad", "good", "neither"][at].encode() for at in best]
+        assert tone.as_numpy("label").tolist() == labels
+        wanted = [kind.InferRequestedOutput("probabilities", class_count=1)]
+        ranked = triton.infer("tone", [tensor(kind, TONE["texts"][:1])], outputs=wanted)
+        assert ranked.as_numpy("probabilities").item().endswith(b":" + labels[0])
+        short = triton.infer("cut", [tensor(kind, ["the cat"])], parameters={"dimensions": 4})
+        assert short.as_numpy("embedding").shape == (1, 4)
+        with pytest.raises(InferenceServerException, match=r"input\[0\] has 302 tokens"):
+            triton.infer(MINILM, [tensor(kind, ["word " * 300])])
+        with pytest.raises(InferenceServerException, match="input holds nothing"):
+            triton.infer(MINILM, [tensor(kind, [])])
+
+
+def tensor(kind: Any, texts: list[str]) -> Any:
+    made = kind.InferInput("text", [len(texts)], "BYTES")
+    made.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=np.object_))
+    return made
+
+
+def test_kserve_says_what_an_encoder_takes_and_gives(server: Server) -> None:
+    about = server.client.get(f"{server.http}/v2/models/{MINILM}").json()
+    assert about["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert about["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}]
+    tone = server.client.get(f"{server.http}/v2/models/tone").json()
+    assert [each["name"] for each in tone["outputs"]] == ["probabilities", "label"]
+    assert tone["outputs"][0]["shape"] == [-1, 3]
+    counted = server.client.get(f"{server.http}/v2/models/{MINILM}/stats").json()
+    assert counted["model_stats"][0]["inference_count"] > 0
+    made = post(server, f"/v2/models/{MINILM}/generate", text="the cat", truncation=True)
+    assert len(made["embedding"]) == 384
 
 
 def test_a_deadline_is_kept(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,8 +153,25 @@ def test_adapters_are_an_administrator_s_and_have_names(ask: Any) -> None:
     assert gone.status_code == 404
 
 
-def test_realtime_is_refused_by_name(ask: Any) -> None:
-    answer = ask("GET", "/v1/realtime?model=base")
+def test_a_form_that_is_too_large_is_refused_before_it_is_read(
+    server: Server, secrets: dict[str, tuple[str, str]]
+) -> None:
+    head = (
+        "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-length: 300000000\r\n"
+        "content-type: multipart/form-data; boundary=b\r\n"
+        f"authorization: Bearer {secrets['team'][0]}\r\n\r\n"
+    )
+    host, port = server.http_address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_realtime_is_refused_by_name(ask: Any, secrets: dict[str, tuple[str, str]]) -> None:
+    key = {"authorization": f"Bearer {secrets['team'][0]}"}
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    headers = key | upgrade | {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    answer = ask("GET", "/v1/realtime?model=base", headers=headers)
     assert answer.status_code == 501
     assert "websockets" in answer.json()["error"]["message"]
 

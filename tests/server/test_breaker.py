@@ -58,6 +58,27 @@ def test_a_proof_that_fails_makes_the_pause_longer() -> None:
         assert breaker.wait == pause
 
 
+def test_a_server_that_is_not_there_is_left_alone_until_it_is_found() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    breaker.hold(8)
+    assert not breaker.allows()
+    assert breaker.wait == 8
+    breaker.found()
+    assert breaker.allows()
+
+
+def test_being_there_is_no_proof_of_a_server_that_answers_with_failures() -> None:
+    breaker, _ = broken()
+    breaker.found()
+    assert breaker.state == OPEN
+    silent = Breaker(Clock())
+    for _ in range(FAILURES):
+        silent.failed(silent=True)
+    silent.found()
+    assert silent.state == CLOSED
+
+
 def test_a_proof_that_nobody_waited_for_is_none() -> None:
     breaker, clock = broken()
     clock.now += PAUSE

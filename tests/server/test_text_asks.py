@@ -12,9 +12,10 @@ from ds_serve.gateway.text_way import Ask, prefix_of, salted
 PATH = "/v1/chat/completions"
 
 
-def ask(key: str = "", **fields: Any) -> Ask:
+def ask(key: str = "", path: str = PATH, **fields: Any) -> Ask:
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]} | fields)
-    return Ask("POST", PATH, body, {}, 1.0, read_json(PATH, body), key=key)
+    about = read_json(path, body)
+    return Ask("POST", path, body, {}, 1.0, about, key=key, priority=about.priority)
 
 
 def test_a_body_that_nothing_is_to_be_changed_in_is_the_same() -> None:
@@ -27,6 +28,16 @@ def test_priorities_are_the_gateway_s() -> None:
     given = ask(priority=3)
     assert "priority" not in orjson.loads(given.for_engine("vllm"))
     assert given.for_engine("upstream") is given.body
+    assert "priority" not in orjson.loads(given.for_engine("encoder"))
+
+
+def test_an_engine_with_a_queue_of_its_own_gets_the_priority_that_counts() -> None:
+    given = ask(priority=3)
+    assert orjson.loads(given.for_engine("openvino-genai"))["priority"] == 3
+    given.priority = 7  # the least that the key may say
+    assert orjson.loads(given.for_engine("openvino-genai"))["priority"] == 7
+    counted = ask(path="/tokenize?a=b", priority=3)
+    assert "priority" not in orjson.loads(counted.for_engine("openvino-genai"))
 
 
 def test_keys_share_no_prefixes_in_vllm() -> None:

@@ -16,7 +16,8 @@ class OpenAIUpstream:
 
     `seen`: what it was asked: method, path, headers in small letters, and the body. `failures`:
     statuses that it answers with next, each once; 0 breaks the connection off. `retry_after` goes
-    with them. `seconds`: how long an answer takes; while `paused` none is given.
+    with them; neither is about metrics and the list of models. `seconds`: how long
+    an answer takes; while `paused` none is given.
     """
 
     def __init__(self, socket: Path | None = None) -> None:
@@ -64,6 +65,8 @@ class OpenAIUpstream:
         body = await request.read()
         if request.path == "/metrics":
             return web.Response(text=self.metrics)
+        if request.path == "/v1/models":  # which others look at, to see whether it is there
+            return await self._do(request, body)
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append((request.method, request.path_qs, headers, body))
         if self.failures:

@@ -10,7 +10,7 @@ class EncoderMetrics:
     """One model's metrics. `batch_tokens`: how many tokens it reads at once."""
 
     def __init__(self, model: str, batch_tokens: int) -> None:
-        self._labels = (model, shared.ENGINE)
+        self._labels = (model, model, shared.ENGINE)
         self._batch_tokens = batch_tokens
         self.load(0, 0, 0)
 

@@ -16,11 +16,13 @@ CLOSED, HALF_OPEN, OPEN = range(3)
 
 class Breaker:
     """CLOSED lets all requests through, OPEN none. After its pause it is HALF_OPEN: one request
-    goes through, and what comes of it decides. `clock` is in seconds.
+    goes through, and what comes of it decides. `clock` is in seconds. `silent`: what failed
+    last was that there was no answer.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = CLOSED
+        self.silent = False
         self._clock = clock
         self._failures = 0
         self._pause = PAUSE
@@ -41,12 +43,23 @@ class Breaker:
     def succeeded(self) -> None:
         self.state, self._failures, self._pause = CLOSED, 0, PAUSE
 
-    def failed(self) -> None:
+    def failed(self, *, silent: bool = False) -> None:
         self._failures += 1
+        self.silent = silent
         if self.state == HALF_OPEN or self._failures >= FAILURES:
             self.state = OPEN
             self._until = self._clock() + self._pause
             self._pause = min(2 * self._pause, LONGEST)
+
+    def hold(self, seconds: float) -> None:
+        """Nobody is there, whatever requests have found: let none through for so long."""
+        self.state, self.silent = OPEN, True
+        self._until = self._clock() + seconds
+
+    def found(self) -> None:
+        """Somebody is there, which is all that was wrong, or not."""
+        if self.state != CLOSED and self.silent:
+            self.succeeded()
 
     def gave_up(self) -> None:
         """The client left before anything was known."""

@@ -16,6 +16,7 @@ class Limits(msgspec.Struct, frozen=True):
     each port of a gateway; 0 for any number. `max_tokens_in_flight` of one text model in all
     gateways together; 0 for what its worker has room for. `fallbacks`: who stands in for whom.
     `replica_routing`: by what a request is given to one of several workers of a text model.
+    `upstream_probe`: from one look at another server to the next; 0 for none.
     """
 
     request_timeout: float = 60.0
@@ -26,6 +27,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
     replica_routing: str = "prefix"
+    upstream_probe: float = 10.0
     fallbacks: dict[str, str] = {}
 
 

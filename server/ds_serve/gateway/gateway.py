@@ -17,7 +17,8 @@ from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
-from ds_serve.gateway.text import TextBackend, text_backend
+from ds_serve.gateway.text import TextBackend
+from ds_serve.gateway.text_backends import text_backend
 from ds_serve.gateway.text_names import Names
 from ds_serve.gateway.whole import WholeBackend
 from ds_serve.security.guard import ANYBODY, Caller
@@ -103,6 +104,22 @@ class Gateway:
             for state in self._states.values()
             if state.state != READY and state.required and caller.allows(state.name)
         }
+
+    def away(self, caller: Caller = ANYBODY) -> dict[str, str]:
+        """The same of models whose requests are refused because other servers fail."""
+        return {
+            name: one.way.trouble
+            for name, one in self.texts().items()
+            if one.way.trouble and caller.allows(name)
+        }
+
+    def answers(self, name: str, version: str = "") -> bool:
+        """Whether a model is ready, and its server too where another has it. Raises NotFound."""
+        state = self.state(name, version)
+        served = self._served.get((state.name, state.version))
+        if state.state != READY or served is None:
+            return state.state == READY
+        return not (isinstance(served.backend, TextBackend) and served.backend.way.trouble)
 
     def tune(self, tuning: Tuning) -> None:
         """Trace as the supervisor says. What has not changed goes on counting."""

@@ -24,13 +24,10 @@ from ds_engines.errors import (
 )
 from ds_engines.spec import ModelSpec
 from ds_serve.gateway import text_statistics, worker_metrics
-from ds_serve.gateway.config import Limits
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.gateway.text_body import read_json
 from ds_serve.gateway.text_hop import Reply
-from ds_serve.gateway.text_upstream import UpstreamWay
 from ds_serve.gateway.text_way import Ask, Way, WorkerWay
-from ds_serve.security.text_ledger import TextLedger
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Statistics, Tensor
 
@@ -73,14 +70,12 @@ class TextBackend:
         end_by_timeout(request)
         body = _completion(self.spec.name, request)
         seconds = max(0.001, request.deadline - time.monotonic())
-        headers = {"content-type": "application/json", "x-request-timeout": f"{seconds:.3f}"}
         trace = request.trace
         if trace is not None:
-            headers |= trace.passed_on()
             trace.mark("REQUEST_START")
-        async with self.way.forward(_asked(request, body, headers, seconds)) as answer:
+        async with self.way.forward(asked(request, "/v1/completions", body, seconds)) as answer:
             if answer.status != 200:
-                raise await _fault(answer)
+                raise await fault(answer)
             if not body["stream"]:
                 whole = orjson.loads(await answer.read())
                 if trace is not None:
@@ -139,21 +134,12 @@ class TextBackend:
         self.way.close(reason)
 
 
-def text_backend(state: ModelState, limits: Limits, ledger: TextLedger) -> TextBackend:
-    """The backend for what the supervisor says of a text model that is ready."""
-    spec, upstream = state.spec, state.upstream
-    assert spec is not None, "it is ready"
-    seat = ledger.seat(spec.name)
-    if upstream is not None:
-        return TextBackend(spec, UpstreamWay(spec.name, upstream, seat=seat, limits=limits))
-    workers = state.replicas or (state.address,)
-    return TextBackend(spec, WorkerWay(spec.name, spec.engine, workers, seat=seat, limits=limits))
-
-
-def _asked(
-    request: InferRequest, body: dict[str, Any], headers: dict[str, str], seconds: float
-) -> Ask:
-    path, data = "/v1/completions", orjson.dumps(body)
+def asked(request: InferRequest, path: str, body: dict[str, Any], seconds: float) -> Ask:
+    """What the worker is asked for a request of tensors."""
+    data = orjson.dumps(body)
+    headers = {"content-type": "application/json", "x-request-timeout": f"{seconds:.3f}"}
+    if request.trace is not None:
+        headers |= request.trace.passed_on()
     return Ask(
         "POST",
         path,
@@ -242,7 +228,8 @@ def _reply(spec: ModelSpec, request: InferRequest, text: str, *, final: bool) ->
     return InferReply(spec.name, spec.version, request.id, [output], final)
 
 
-async def _fault(answer: Reply) -> ServeError:
+async def fault(answer: Reply) -> ServeError:
+    """What a worker's answer says went wrong."""
     body = await answer.read()
     try:
         message = str(orjson.loads(body)["error"]["message"])

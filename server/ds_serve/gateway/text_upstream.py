@@ -7,15 +7,24 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
-from ds_engines.errors import ConfigError, DeadlineExceeded, Lost, ServeError, Unavailable
+from ds_engines.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EngineFailure,
+    Lost,
+    ServeError,
+    Unavailable,
+)
 from ds_serve import metrics
 from ds_serve.gateway.breaker import Breaker
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.text_admission import Admission
 from ds_serve.gateway.text_hop import Hop, Reply, load_of
 from ds_serve.gateway.text_load import Load, together
+from ds_serve.gateway.text_probe import Probe
 from ds_serve.gateway.text_replicas import in_order
 from ds_serve.gateway.text_way import LOOK_SECONDS, Ask, prefix_of
 from ds_serve.security.text_ledger import Seat
@@ -30,6 +39,9 @@ PATIENCE = 10.0
 
 AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+
+AWAY = frozenset({502, 503, 504})
+"""What a server says that is not there, or something before it."""
 
 OURS = frozenset({401, 403})
 """What a server says to a key that is wrong, which is not the client's."""
@@ -85,7 +97,18 @@ class UpstreamWay:
         self._admission = Admission(
             name, seat, self._look, limits.max_tokens_in_flight, limits.max_text_queue
         )
+        every = limits.upstream_probe
+        self._probes = {
+            url: Probe(server.breaker, partial(self._is_there, server), self._tell, every)
+            for url, server in self._servers.items()
+        }
         self._tell()
+
+    @property
+    def trouble(self) -> str:
+        if all(server.breaker.wait for server in self._servers.values()):
+            return "its server fails or does not answer, and is left alone"
+        return ""
 
     @property
     def addresses(self) -> list[str]:
@@ -174,14 +197,27 @@ class UpstreamWay:
         """What the breaker is told, and the metrics. A server that is busy is not broken."""
         metrics.upstream_answers.labels(self._name, str(status) if status else "lost").inc()
         if not status or status >= 500:
-            server.breaker.failed()
+            server.breaker.failed(silent=not status)
         else:
+            self._probes[server.address].answered()
             server.breaker.succeeded()
         self._tell()
 
     def _tell(self) -> None:
         best = min(server.breaker.state for server in self._servers.values())
         metrics.upstream_breaker.labels(self._name).set(best)
+
+    async def _is_there(self, server: _Server) -> bool:
+        """Any server has a list of models; what it says of it does not matter."""
+        path = "/v1/models"
+        try:
+            headers = self._headers(Ask("GET", path, b"", {}, 0))
+            async with server.hop.exchange("GET", server.path(path), b"", headers) as reply:
+                return reply.status not in AWAY
+        except (Lost, EngineFailure):
+            return False
+        except Unavailable:  # the key cannot be read: nothing is known of the server
+            return True
 
     def _headers(self, ask: Ask) -> dict[str, str]:
         """The client's, but its key, and this server's own key."""
@@ -214,6 +250,8 @@ class UpstreamWay:
         """Requests in flight break off; they then raise `reason`."""
         self._reason = reason
         self._admission.close(reason)
+        for probe in self._probes.values():
+            probe.close()
         for server in self._servers.values():
             server.hop.close(reason)
 

@@ -14,7 +14,7 @@ import msgspec
 from ds_engines.errors import Lost, ServeError, Unavailable
 from ds_serve.gateway.config import Limits
 from ds_serve.gateway.text_admission import Admission
-from ds_serve.gateway.text_body import Body, with_fields, with_model
+from ds_serve.gateway.text_body import WRITES, Body, with_fields, with_model
 from ds_serve.gateway.text_hop import Hop, Reply, load_of
 from ds_serve.gateway.text_load import Load, together
 from ds_serve.gateway.text_replicas import in_order
@@ -22,6 +22,9 @@ from ds_serve.security.text_ledger import Seat
 from ds_serve.upstream import ENGINE
 
 LOOK_SECONDS = 5.0
+
+RANKS = frozenset({"openvino-genai"})
+"""Engines whose own queues know priorities."""
 
 SALTED = frozenset({"vllm"})
 """Engines that keep prefixes of different `cache_salt` apart."""
@@ -73,7 +76,10 @@ class Ask(msgspec.Struct):
         changes: dict[str, object | None] = {}
         if renamed:
             changes["model"] = theirs
-        if self.about.has_priority and engine != ENGINE:
+        if engine in RANKS and WRITES.fullmatch(self.path.partition("?")[0]):
+            if self.priority or self.about.has_priority:
+                changes["priority"] = self.priority
+        elif self.about.has_priority and engine != ENGINE:
             changes["priority"] = None
         if self.key and engine in SALTED:
             changes["cache_salt"] = salted(self.key, self.about.salt)
@@ -95,7 +101,7 @@ def salted(key: str, own: str) -> str:
 
 class Way(Protocol):
     """`in_flight`: requests that are not answered yet. `addresses`: of all workers; `remote`:
-    whether they are another server's.
+    whether they are another server's. `trouble`: why requests are refused now, "" where not.
     """
 
     @property
@@ -106,6 +112,9 @@ class Way(Protocol):
 
     @property
     def remote(self) -> bool: ...
+
+    @property
+    def trouble(self) -> str: ...
 
     def forward(self, ask: Ask) -> AbstractAsyncContextManager[Reply]:
         """A context with the answer as it arrives. Raises the errors of ds_engines.errors."""
@@ -121,6 +130,7 @@ class WorkerWay:
     """To a model's workers on this machine, each at a socket."""
 
     remote = False
+    trouble = ""
 
     def __init__(
         self,

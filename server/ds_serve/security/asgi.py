@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_engines.errors import ServeError, Unauthenticated
 from ds_serve import metrics
+from ds_serve.anthropic_errors import is_anthropic
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer, Receive, Scope, Send
 from ds_serve.security.access import of_http
@@ -51,7 +52,7 @@ def _given(scope: Scope) -> bytes | None:
     """The header with the key; Anthropic's clients have another for it."""
     headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
     given = headers.get(AUTHORIZATION)
-    if given is None and API_KEY in headers and errors.is_anthropic(scope["path"]):
+    if given is None and API_KEY in headers and is_anthropic(scope["path"]):
         return b"Bearer " + headers[API_KEY]
     return given
 

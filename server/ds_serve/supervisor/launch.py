@@ -22,7 +22,7 @@ from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
 from ds_serve.tensor_engines import TENSORRT
 from ds_serve.text_models import ENCODER, VLLM
-from ds_serve.text_tensors import INPUTS, OUTPUTS
+from ds_serve.text_tensors import INPUTS, OUTPUTS, of_encoder
 from ds_serve.vllm import command as vllm
 from ds_serve.vllm import installation
 from ds_serve.vllm.guard import Job
@@ -182,14 +182,16 @@ def _cache(settings: Settings, control: Path) -> CacheConfig | None:
 
 def text_spec(source: ModelSource) -> ModelSpec:
     """A text model as KServe sees it."""
+    encodes = source.engine == ENCODER
+    inputs, outputs = of_encoder(source.artifact) if encodes else (INPUTS, OUTPUTS)
     return ModelSpec(
         name=source.name,
         engine=source.engine,
         artifact=source.artifact,
         task="text",
         version=source.version,
-        inputs=INPUTS,
-        outputs=OUTPUTS,
+        inputs=inputs,
+        outputs=outputs,
         platform=_PLATFORMS.get(source.engine, TEXT_PLATFORM),
     )
 

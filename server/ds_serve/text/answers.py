@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +18,11 @@ encode = msgspec.json.Encoder().encode
 def event(body: object) -> bytes:
     """One server-sent event."""
     return b"data: " + encode(body) + b"\n\n"
+
+
+def named_event(body: Mapping[str, object]) -> bytes:
+    """One server-sent event, named by its type."""
+    return f"event: {body['type']}\n".encode() + event(body)
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
@@ -48,6 +53,8 @@ def models(
 class ChatAnswer:
     """Writes a chat's answer, whole or in chunks."""
 
+    written = staticmethod(event)
+
     def __init__(self, model: str, fingerprint: str, want_logprobs: bool) -> None:
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -69,7 +76,7 @@ class ChatAnswer:
             "finish_reason": piece.finish,
         }
 
-    def opening(self, at: int) -> list[dict[str, Any]]:
+    def opening(self, at: int, prompt: int) -> list[dict[str, Any]]:
         """What a choice's stream begins with."""
         delta = {"role": "assistant", "content": ""}
         return [self._chunk([_chat_choice(at, delta, None, None)])]
@@ -133,6 +140,8 @@ def _spelling(token: TokenLogprob) -> str:
 class CompletionAnswer:
     """Writes a completion's answer, whole or in chunks."""
 
+    written = staticmethod(event)
+
     def __init__(self, model: str, fingerprint: str, want_logprobs: bool) -> None:
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
@@ -147,7 +156,7 @@ class CompletionAnswer:
         found = [self._choice(at, piece) for at, piece in enumerate(choices)]
         return self._head | {"choices": found, "usage": counts}
 
-    def opening(self, at: int) -> list[dict[str, Any]]:
+    def opening(self, at: int, prompt: int) -> list[dict[str, Any]]:
         """A completion's stream begins with its text."""
         return []
 
@@ -182,11 +191,15 @@ def _closing(usage_chunk: dict[str, Any], with_usage: bool) -> list[bytes]:
 
 
 class Answer(Protocol):
-    """Writes an answer: whole, or as the events of a stream."""
+    """Writes an answer: whole, or as the events of a stream. `written` makes bytes of a chunk,
+    `prompt` is the prompts' length in tokens.
+    """
+
+    def written(self, chunk: dict[str, Any], /) -> bytes: ...
 
     def whole(self, choices: Sequence[Piece], counts: dict[str, int]) -> dict[str, Any]: ...
 
-    def opening(self, at: int) -> list[dict[str, Any]]: ...
+    def opening(self, at: int, prompt: int) -> list[dict[str, Any]]: ...
 
     def chunks(self, at: int, piece: Piece) -> list[dict[str, Any]]: ...
 

@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 
 import ds_serve
 from ds_engines.errors import Unavailable
+from ds_engines.openvino_genai import BLOCK
 from ds_serve.text import metrics, shared_metrics
 from ds_serve.text.answers import Answer, ChatAnswer, CompletionAnswer
+from ds_serve.text.anthropic_answer import MessageAnswer
+from ds_serve.text.anthropic_request import count_request, messages_request
 from ds_serve.text.base_app import BaseApp
 from ds_serve.text.bodies import DetokenizeBody, TokenizeBody, convert
 from ds_serve.text.errors import UnknownModel
 from ds_serve.text.exchange import Exchange
 from ds_serve.text.fields import Wanted, chat_request, completion_request
 from ds_serve.text.loop_client import LoopClient
-from ds_serve.text.plan import Reader, plan
+from ds_serve.text.plan import Reader, chat_ids, plan
 from ds_serve.text.responses import ResponseAnswer, response_request
 from ds_serve.text.run import Run
 from ds_serve.text.tokenizing import detokenized, tokenized
@@ -41,12 +44,15 @@ class TextApp(BaseApp):
         self._routes["/v1/chat/completions"] = ("POST", self._chat)
         self._routes["/v1/completions"] = ("POST", self._complete)
         self._routes["/v1/responses"] = ("POST", self._respond)
+        self._routes["/v1/messages"] = ("POST", self._message)
+        self._routes["/v1/messages/count_tokens"] = ("POST", self._count)
         for root in ("", "/v1"):
             self._routes[f"{root}/tokenize"] = ("POST", self._tokenize)
             self._routes[f"{root}/detokenize"] = ("POST", self._detokenize)
 
-    def ready(self, reader: Reader) -> None:
-        """Begin to serve."""
+    def ready(self, reader: Reader, blocks: int) -> None:
+        """Begin to serve. `blocks`: of the KV cache."""
+        self._metrics.cache(blocks, BLOCK)
         self._reader = reader
 
     def _trouble(self) -> str | None:
@@ -69,6 +75,14 @@ class TextApp(BaseApp):
 
     async def _respond(self, exchange: Exchange) -> None:
         await self._generate(exchange, response_request, ResponseAnswer)
+
+    async def _message(self, exchange: Exchange) -> None:
+        await self._generate(exchange, messages_request, MessageAnswer)
+
+    async def _count(self, exchange: Exchange) -> None:
+        wanted = count_request(await exchange.body())
+        ids = chat_ids(wanted, self._reader_of(wanted.model))
+        await exchange.json({"input_tokens": len(ids)})
 
     async def _generate(
         self,

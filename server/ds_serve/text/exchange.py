@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from ds_engines.errors import Cancelled, ServeError, TooLarge
-from ds_serve.text.answers import encode, event
+from ds_serve.anthropic_errors import error_body, is_anthropic
+from ds_serve.text.answers import encode, event, named_event
 from ds_serve.text.errors import BadField, body_of, headers_of, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -113,11 +114,14 @@ class Exchange:
 
     async def fail(self, error: ServeError) -> None:
         """Answer with an error: a status, or in a stream that has begun an event and no [DONE]."""
+        status, body = status_of(error), body_of(error)
+        if is_anthropic(self.path):
+            body = error_body(status, str(error))
         if self.status == 0:
             headers = {key.replace("-", "_"): value for key, value in headers_of(error).items()}
-            await self.json(body_of(error), status_of(error), **headers)
+            await self.json(body, status, **headers)
             return
-        await self.write(event(body_of(error)))
+        await self.write(named_event(body) if is_anthropic(self.path) else event(body))
         await self.close_stream()
 
     async def _begin(self, status: int, content_type: str, headers: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A request that passed every check that needs no tokenizer.
 
     `max_tokens` None is all that the context leaves. Either `messages` or `prompts` is set.
-    `context` has more names for the chat template.
+    `context` has more names for the chat template; `begun` is what the answer begins with.
     """
 
     chat: bool
@@ -43,6 +43,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[dict[str, Any], ...] = ()
     context: Mapping[str, Any] = {}
     answer: bool = True
+    begun: str = ""
     prompts: tuple[str | list[int], ...] = ()
 
 

@@ -87,7 +87,8 @@ def _load(settings: LoopSettings) -> tuple[TextEngine, Loaded]:
         "model loaded; generating a first token", extra=_fields(seconds=round(load_seconds, 2))
     )
     first = engine.warm_up()
-    loaded = Loaded(engine.max_seq_len, engine.max_seqs, engine.cache_bytes, load_seconds, first)
+    sizes = (engine.max_seq_len, engine.max_seqs, engine.blocks, engine.cache_bytes)
+    loaded = Loaded(*sizes, load_seconds, first)
     return engine, loaded
 
 

@@ -27,6 +27,7 @@ class Loaded(msgspec.Struct, array_like=True, tag=True):
 
     max_seq_len: int
     max_seqs: int
+    blocks: int
     cache_bytes: int
     load_seconds: float
     first_token_seconds: float

@@ -19,6 +19,12 @@ _cache = Gauge(
     shared.LABELS,
     multiprocess_mode="livemax",
 )
+_config = Gauge(
+    "vllm:cache_config_info",
+    "The KV cache: 1, with its size in labels.",
+    (*shared.LABELS, "block_size", "num_gpu_blocks"),
+    multiprocess_mode="livemax",
+)
 _generated = Counter("vllm:generation_tokens", "Tokens generated.", shared.LABELS)
 _first = Histogram(
     "vllm:time_to_first_token_seconds",
@@ -44,7 +50,7 @@ class TextMetrics:
     """One model's metrics. `at_once`: how many answers it generates side by side."""
 
     def __init__(self, model: str, at_once: int) -> None:
-        self._labels = (model, shared.ENGINE)
+        self._labels = (model, model, shared.ENGINE)
         self._at_once = at_once
         self.load(Load(0, 0, 0.0), 0)
 
@@ -55,6 +61,10 @@ class TextMetrics:
         shared.waiting.labels(*self._labels).set(pending - running)
         _cache.labels(*self._labels).set(load.cache_used)
         metrics.load.labels(self._labels[0]).set(pending / self._at_once)
+
+    def cache(self, blocks: int, size: int) -> None:
+        """The KV cache has so many blocks, of `size` tokens each."""
+        _config.labels(*self._labels, str(size), str(blocks)).set(1)
 
     def first_token(self, seconds: float) -> None:
         _first.labels(*self._labels).observe(seconds)

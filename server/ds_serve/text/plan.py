@@ -69,12 +69,19 @@ def prompts(wanted: Wanted, reader: Reader) -> list[list[int]]:
 
 def _chat(wanted: Wanted, reader: Reader) -> list[int]:
     tokenizer, limit = reader.tokenizer, reader.max_seq_len
-    require_template(tokenizer)
     _check_size("messages", content_size(wanted.messages), tokenizer, limit)
-    shown = wanted.tools.shown if wanted.tools is not None else ()
-    ids = tokenizer.render(wanted.messages, shown, wanted.context, wanted.answer)
+    ids = chat_ids(wanted, reader)
     _check_length("messages", len(ids), limit)
     return ids
+
+
+def chat_ids(wanted: Wanted, reader: Reader) -> list[int]:
+    """A chat's token ids, however many. Raises BadField for a model that does not chat."""
+    tokenizer = reader.tokenizer
+    require_template(tokenizer)
+    shown = wanted.tools.shown if wanted.tools is not None else ()
+    ids = tokenizer.render(wanted.messages, shown, wanted.context, wanted.answer)
+    return ids + tokenizer.encode(wanted.begun, False) if wanted.begun else ids
 
 
 def require_template(tokenizer: TextTokenizer) -> None:

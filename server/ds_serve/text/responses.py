@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ds_serve.text.answers import encode, event
+from ds_serve.text.answers import encode, named_event
 from ds_serve.text.bodies import convert
 from ds_serve.text.errors import BadField
 from ds_serve.text.fields import Wanted, chat_request
@@ -108,6 +108,8 @@ def _format(form: Any) -> Any:
 class ResponseAnswer:
     """Writes a response, whole or as events. Its output is a message, and calls after it."""
 
+    written = staticmethod(named_event)
+
     def __init__(self, model: str, fingerprint: str, want_logprobs: bool) -> None:
         self._head = {
             "id": f"resp_{secrets.token_hex(16)}",
@@ -135,7 +137,7 @@ class ResponseAnswer:
         self._text, self._calls, self._finish = piece.text, piece.calls, piece.finish
         return self._response(counts)
 
-    def opening(self, at: int) -> list[dict[str, Any]]:
+    def opening(self, at: int, prompt: int) -> list[dict[str, Any]]:
         """What the stream begins with."""
         begun = self._head | {"status": "in_progress", "output": [], "incomplete_details": None}
         kinds = ("response.created", "response.in_progress")
@@ -154,7 +156,7 @@ class ResponseAnswer:
         cut = self._finish == "length"
         kind = "response.incomplete" if cut else "response.completed"
         found.append(self._event(kind, response=self._response(counts)))
-        return [event(each) for each in found]
+        return [named_event(each) for each in found]
 
     def _response(self, counts: dict[str, int]) -> dict[str, Any]:
         cut = self._finish == "length"

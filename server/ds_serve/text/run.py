@@ -85,6 +85,7 @@ class Run:
             whole[choice].logprobs += piece.logprobs
             whole[choice].calls += piece.calls
             whole[choice].finish = piece.finish
+            whole[choice].stopped_by = piece.stopped_by
         for piece, parts in zip(whole, texts, strict=True):
             piece.text = "".join(parts)
         await self._exchange.json(self._answer.whole(whole, self._usage()))
@@ -104,13 +105,13 @@ class Run:
     async def _open(self) -> None:
         await self._exchange.open_stream()
         for choice in range(len(self._jobs)):
-            for chunk in self._answer.opening(choice):
+            for chunk in self._answer.opening(choice, self._prompt_tokens):
                 await self._write(chunk)
 
-    async def _write(self, chunk: dict[str, object]) -> None:
+    async def _write(self, chunk: dict[str, Any]) -> None:
         if self._wanted.include_usage:
             chunk = chunk | {"usage": None}
-        await self._exchange.write(answers.event(chunk))
+        await self._exchange.write(self._answer.written(chunk))
 
     @property
     def _prompt_tokens(self) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-LABELS = ("model_name", "engine")
+LABELS = ("model", "model_name", "engine")
+"""`model` as all metrics of this server have it, the others as vLLM has them."""
+
 ENGINE = "0"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)

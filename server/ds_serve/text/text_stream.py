@@ -16,17 +16,22 @@ class StopScanner:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.hit = False
+        self.found: str | None = None
+
+    @property
+    def hit(self) -> bool:
+        """Whether one was found."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
         """The text that is now sure to belong to the answer."""
         if self.hit:
             return ""
         text = self._held + text
-        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        places = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if places:
-            self.hit, self._held = True, ""
-            return text[: min(places)]
+            (at, self.found), self._held = min(places), ""
+            return text[:at]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -65,12 +70,15 @@ class ToolCall(msgspec.Struct):
 
 
 class Piece(msgspec.Struct):
-    """What one delta adds to an answer. `finish` is "stop", "length" or "tool_calls" at the end."""
+    """What one delta adds to an answer. `finish` is "stop", "length" or "tool_calls" at the end,
+    `stopped_by` the stop string that was found.
+    """
 
     text: str
     logprobs: list[TokenLogprob]
     finish: str | None
     calls: list[ToolCall] = []
+    stopped_by: str | None = None
 
 
 class TextStream:
@@ -114,11 +122,12 @@ class TextStream:
             text += self._scanner.feed(self._decode(token, delta.logprobs[at : at + 1]))
             if self._scanner.hit:
                 break
-        finish = "stop" if self._scanner.hit else delta.finish or None
-        if finish is not None and not self._scanner.hit:
+        found = self._scanner.found
+        finish = delta.finish or None if found is None else "stop"
+        if finish is not None and found is None:
             text += self._scanner.flush()
         self._sent += len(text)
-        return Piece(text, self._release(finish is not None), finish)
+        return Piece(text, self._release(finish is not None), finish, stopped_by=found)
 
     def _repeat(self, delta: Delta) -> str:
         """The prompt's text, at the first delta; stop strings may be in it."""

@@ -71,7 +71,7 @@ class Worker:
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
         caches = settings.prefix_caching and not settings.lora
-        app.ready(Reader(tokenizer, style, loaded.max_seq_len, caches))
+        app.ready(Reader(tokenizer, style, loaded.max_seq_len, caches), loaded.blocks)
         fields = {
             "model": settings.model,
             "max_seq_len": loaded.max_seq_len,

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +185,25 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+@pytest.mark.slow
+def test_of_those_that_wait_the_lowest_priority_is_first(start: Start) -> None:
+    worker = start("--max-num-seqs", "1", "--cache-size-mb", "64")
+    worker.wait_ready()
+    answered: list[int] = []
+
+    def ask(priority: int) -> None:
+        body = LONG | {"stream": False, "max_tokens": 4, "priority": priority}
+        assert worker.http.post("/v1/completions", json=body).status_code == 200
+        answered.append(priority)
+
+    with worker.http.stream("POST", "/v1/completions", json=LONG) as holder:
+        next(holder.iter_lines())
+        asking = [threading.Thread(target=ask, args=(priority,)) for priority in (9, 5, 1)]
+        for count, thread in enumerate(asking, 1):
+            thread.start()
+            worker.wait_gauge("vllm:num_requests_waiting", lambda value, n=count: value == n)
+    for thread in asking:
+        thread.join(60)
+    assert answered == [1, 5, 9]

@@ -350,4 +350,7 @@ def test_metrics_have_vllms_names(worker: TextWorker, client: openai.OpenAI) -> 
     assert worker.gauge("vllm:generation_tokens_total") == before + 5
     assert worker.gauge("vllm:time_to_first_token_seconds_count") > 0
     assert worker.gauge("vllm:e2e_request_latency_seconds_count") > 0
-    assert 'vllm:num_requests_waiting{engine="0"' in worker.http.get("/metrics").text
+    text = worker.http.get("/metrics").text
+    labels = f'engine="0",model="{MODEL}",model_name="{MODEL}"'
+    assert f"vllm:num_requests_waiting{{{labels}}}" in text
+    assert 'vllm:cache_config_info{block_size="32",' in text

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from ds_engines.errors import NotFound, Unavailable
 from ds_proto.service import SERVICE
-from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.gateway import Gateway
 
 HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 WHOLE = ("", SERVICE)
@@ -58,7 +58,7 @@ class Health:
         if name in WHOLE:
             return Status.SERVING if self._gateway.ready else Status.NOT_SERVING
         try:
-            ready = self._gateway.state(name).state == READY and not self._gateway.draining
+            ready = self._gateway.answers(name) and not self._gateway.draining
         except NotFound:
             return Status.SERVICE_UNKNOWN
         except Unavailable:

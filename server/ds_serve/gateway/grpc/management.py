@@ -11,7 +11,7 @@ from ds_engines.spec import TensorSpec
 from ds_proto import grpc_service_pb2 as pb
 from ds_serve import __version__
 from ds_serve.gateway import cuda_memory, describe
-from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.gateway import Gateway
 from ds_serve.gateway.regions import Region
 
 UNLOAD_DEPENDENTS = "unload_dependents"
@@ -31,10 +31,10 @@ class Management:
 
     async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
         try:
-            state = self.gateway.state(request.name, request.version)
+            ready = self.gateway.answers(request.name, request.version)
         except NotFound:
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=state.state == READY)
+            ready = False
+        return pb.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest

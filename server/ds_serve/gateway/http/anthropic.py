@@ -6,6 +6,7 @@ import orjson
 
 from ds_engines.errors import ServeError
 from ds_engines.spec import ModelSpec
+from ds_serve.anthropic_errors import error_body
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer
 from ds_serve.gateway.http.frame import Out
@@ -42,4 +43,4 @@ def _error(status: int, body: bytes) -> object:
         message = str(said["error"]["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         message = body.decode(errors="replace")[:500]
-    return errors.anthropic_body(status, message)
+    return error_body(status, message)

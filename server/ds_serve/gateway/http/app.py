@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_serve import metrics
+from ds_serve.anthropic_errors import is_anthropic
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
-from ds_serve.gateway.http import errors, generate, openai, rest
+from ds_serve.gateway.http import generate, openai, rest
 from ds_serve.gateway.http.answer import Message, Receive, Scope, Send
 from ds_serve.gateway.http.anthropic import AnthropicRoutes
 from ds_serve.gateway.http.files import PATH as FILES
@@ -62,7 +63,7 @@ class Application:
         if FILES.fullmatch(path):
             return self._files
         if openai.takes(method, path):
-            return self._anthropic if errors.is_anthropic(path) else self._openai
+            return self._anthropic if is_anthropic(path) else self._openai
         if method == "POST" and generate.PATH.fullmatch(path):
             return self._generate
         return None

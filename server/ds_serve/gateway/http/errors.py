@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from ds_engines.errors import KINDS, ServeError
+from ds_serve.anthropic_errors import error_body, is_anthropic
 from ds_serve.gateway.http.answer import JSON, Answer
 from ds_serve.gateway.text_body import UNVERSIONED
 
@@ -46,19 +47,6 @@ OPENAI: dict[str, tuple[str, str | None]] = {
 """OpenAI's type and code of an error; the text workers' own errors say the same."""
 
 
-ANTHROPIC: dict[int, str] = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-"""Anthropic's type of an error, by its status; any other is its client's or the server's fault."""
-
-
 def kserve(error: ServeError) -> Answer:
     """`{"error": message}`."""
     return _answer(error, {"error": str(error)})
@@ -78,17 +66,7 @@ def openai_body(
 
 def anthropic(error: ServeError) -> Answer:
     """`{"type": "error", "error": {"type", "message"}}`."""
-    return _answer(error, anthropic_body(STATUS[error.kind], str(error)))
-
-
-def anthropic_body(status: int, message: str) -> dict[str, object]:
-    kind = ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
-
-
-def is_anthropic(path: str) -> bool:
-    """Whether a path is one of Anthropic's."""
-    return path == "/v1/messages" or path.startswith("/v1/messages/")
+    return _answer(error, error_body(STATUS[error.kind], str(error)))
 
 
 def for_path(path: str) -> Callable[[ServeError], Answer]:

@@ -36,7 +36,7 @@ def decode(spec: ModelSpec, body: bytes, seconds: float, *, stream: bool) -> Inf
     if not isinstance(request_id, str):
         raise InvalidRequest(f"id is {request_id!r}; it must be a text")
     given = _merged(fields)
-    if spec.task == "text":
+    if spec.input(SAMPLING) is not None and spec.task == "text":
         given = _as_text(spec, given, stream)
     inputs, others = [], {}
     for name, value in given.items():

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from ds_engines.spec import TensorSpec
 from ds_serve import __version__
 from ds_serve.gateway import describe
-from ds_serve.gateway.gateway import READY, Gateway
+from ds_serve.gateway.gateway import Gateway
 from ds_serve.security.asgi import caller_of
 
 
@@ -68,8 +68,7 @@ def _server(app: FastAPI, gateway: Gateway) -> None:
 def _models(app: FastAPI, gateway: Gateway) -> None:
     async def ready(request: Request, model: str, version: str) -> Response:
         """200 while the model answers, else 503."""
-        state = gateway.state(model, version)
-        return Response(status_code=200 if state.state == READY else 503)
+        return Response(status_code=200 if gateway.answers(model, version) else 503)
 
     async def metadata(request: Request, model: str, version: str) -> dict[str, Any]:
         """The model's inputs and outputs, and its versions."""

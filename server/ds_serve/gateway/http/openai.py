@@ -60,8 +60,8 @@ def takes(method: str, path: str) -> bool:
     return path == REALTIME or (method in ("GET", "DELETE") and bool(BY_ID.fullmatch(path)))
 
 
-DONE = b"data: [DONE]" + EVENT_END
-"""The last event of a stream."""
+LAST = (b"data: [DONE]" + EVENT_END, b'"type":"message_stop"}' + EVENT_END)
+"""The last event of a stream, OpenAI's and Anthropic's."""
 
 
 class OpenAIRoutes(Framed):
@@ -238,7 +238,7 @@ async def copy(reply: Reply, out: Out, spec: ModelSpec) -> None:
         out.trace.told(spec, out.request_id.decode(), final=False)
     async for piece in _events(reply) if out.has_events else reply.pieces():
         await out.start(reply.status, headers)
-        if piece.endswith(DONE):
+        if piece.endswith(LAST):
             _over(reply, out, spec)
         await out.write(piece)
     _over(reply, out, spec)

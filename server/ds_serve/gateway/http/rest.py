@@ -111,7 +111,8 @@ def _metrics(app: FastAPI, gateway: Gateway) -> None:
 
 def _ready(gateway: Gateway, caller: Caller) -> JSONResponse:
     if gateway.ready:
-        return JSONResponse({"status": "ready"})
+        away = gateway.away(caller)
+        return JSONResponse({"status": "ready"} | ({"models": away} if away else {}))
     status = "draining" if gateway.draining else "not ready"
     said = {"status": status, "models": gateway.unready(caller)}
     return JSONResponse(said, 503, {"Retry-After": "1"})
