@@ -23,23 +23,38 @@ Tensors: TypeAlias = "dict[str, Array]"
 class EngineOptions(msgspec.Struct, frozen=True):
     """What the machine and the operator grant an engine. An engine refuses by name what it
     cannot honour: `threads` of CPU, a `device` such as `cpu` or `cuda:0`.
+
+    `dtype`: the numbers to compute in, one of ds_engines.precision; `debug_numerics`: find the
+    layer that yields NaN or infinity; `trust`: run files that hold code of their own.
     """
 
     threads: int = 1
     device: str = "cpu"
     quantization: str = ""
     memory_efficient: bool = False
+    dtype: str = "auto"
+    debug_numerics: bool = False
+    trust: bool = False
 
 
-def refuse(options: EngineOptions, engine: str, runs: str) -> None:
+DTYPE, MEMORY, NUMERICS = "dtype", "memory_efficient", "debug_numerics"
+"""Options that some engines honour."""
+
+
+def refuse(options: EngineOptions, engine: str, runs: str, *honoured: str) -> None:
     """For engines that run what is in a file, and nothing else: raises Unsupported by name.
 
-    `engine` is what a person calls it, `runs` what it does with a file.
+    `engine` is what a person calls it, `runs` what it does with a file; `honoured` are options that
+    it does take.
     """
     if options.quantization:
         raise Unsupported(f"--quantization {options.quantization}: the {engine} engine runs {runs}")
-    if options.memory_efficient:
+    if options.dtype != "auto" and DTYPE not in honoured:
+        raise Unsupported(f"--dtype {options.dtype}: the {engine} engine runs {runs}")
+    if options.memory_efficient and MEMORY not in honoured:
         raise Unsupported(f"--memory-efficient: the {engine} engine has no such mode")
+    if options.debug_numerics and NUMERICS not in honoured:
+        raise Unsupported(f"--debug-numerics: the {engine} engine does not show its layers")
 
 
 def refuse_devices(options: EngineOptions, engine: str) -> None:
@@ -77,6 +92,23 @@ ENGINES = {
 """Engine name to `module:class`; the module is imported when the engine is first asked for."""
 
 
+INSPECTORS = {
+    "onnxruntime": "ds_engines.onnxruntime_numerics:inspector",
+    "openvino": "ds_engines.openvino_numerics:inspector",
+    "torch": "ds_engines.torch_numerics:inspector",
+}
+"""Engine name to `module:function` of what shows its layers (see ds_engines.numerics)."""
+
+
+def require_inspector(engine: str) -> None:
+    """Raises Unsupported for an engine whose layers cannot be looked into."""
+    if engine not in INSPECTORS:
+        raise Unsupported(
+            f"--debug-numerics: {engine} does not show its layers; of engines, "
+            f"{', '.join(INSPECTORS)} do: serve the model's ONNX file, or its program, by one"
+        )
+
+
 def load(spec: ModelSpec, options: EngineOptions) -> BatchEngine:
     """Load the model with the engine that the spec names.
 
@@ -88,6 +120,12 @@ def load(spec: ModelSpec, options: EngineOptions) -> BatchEngine:
     if found is None:
         there = ", ".join(plugins.engines() | ENGINES)
         raise ConfigError(f"no engine is called {spec.engine!r}; there are: {there}")
+    if options.debug_numerics:
+        require_inspector(spec.engine)
     module, _, name = found.partition(":")
     engine: BatchEngine = getattr(import_module(module), name)(spec, options)
+    if options.debug_numerics:
+        from ds_engines.numerics import NumericsEngine  # noqa: PLC0415 - which imports this
+
+        return NumericsEngine(engine, options)
     return engine

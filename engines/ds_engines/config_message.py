@@ -27,6 +27,7 @@ PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
 """The older name, engine and file format in one, of each engine."""
 
 CPU_ENGINES = {"onnxruntime", "openvino", "python", "torch"}
+"""Those that run on the CPU unless their spec says that it is accelerated."""
 
 AXIS = "batch_axis."
 """What a parameter that names a tensor's batch axis begins with."""
@@ -105,7 +106,8 @@ def _describe_scheduling(config: ModelConfig, spec: ModelSpec) -> None:
         config.sequence_batching.CopyFrom(_described_sequence(spec.batch, spec.sequence))
     elif spec.batch.max_batch_size:
         config.dynamic_batching.CopyFrom(_described_policy(spec.batch))
-    kind = "KIND_CPU" if spec.engine in CPU_ENGINES else "KIND_AUTO"
+    on_cpu = spec.engine in CPU_ENGINES and not spec.accelerated
+    kind = "KIND_CPU" if on_cpu else "KIND_AUTO"
     config.instance_group.add(name=f"{spec.name}_0", kind=kind, count=spec.slots)
 
 

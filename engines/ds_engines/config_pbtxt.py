@@ -16,14 +16,17 @@ from ds_engines.config.axes import axes, batched, with_axes
 from ds_engines.config.labels import labelled
 from ds_engines.config.reading import STATED_ZERO, read
 from ds_engines.config.refusals import honoured, refuse_optimization, refuse_other
-from ds_engines.config.tensors import overlaid
+from ds_engines.config.tensors import declared, overlaid
 from ds_engines.config.warmups import warm_up
 from ds_engines.config_message import PLATFORMS, describe
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, VersionPolicy
 from ds_proto.model_config_pb2 import ModelConfig
 
-__all__ = ["STATED_ZERO", "apply", "describe", "foretold", "read"]
+__all__ = ["STATED_ZERO", "accelerated", "apply", "describe", "described", "foretold", "read"]
+
+ACCELERATOR = "onnxruntime.accelerator"
+"""The parameter that has the name of an accelerator, which Triton's format has elsewhere."""
 
 _HONOURED = honoured(
     "name",
@@ -89,6 +92,31 @@ def foretold(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
     return msgspec.structs.replace(spec, batch=batch, slots=slots, parameters=given)
 
 
+def accelerated(spec: ModelSpec, config: ModelConfig) -> ModelSpec:
+    """The spec with the accelerator that ONNX Runtime is to use, the GPU's before the CPU's."""
+    wanted = config.optimization.execution_accelerators
+    given = (*wanted.gpu_execution_accelerator, *wanted.cpu_execution_accelerator)
+    if not given:
+        return spec
+    parameters = spec.parameters | {ACCELERATOR: given[0].name}
+    return msgspec.structs.replace(spec, parameters=parameters)
+
+
+def described(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
+    """The spec of a model whose file does not say what it takes and gives, from its configuration.
+
+    Raises ConfigError naming `source` and the field.
+    """
+    size = max(0, config.max_batch_size)
+    return msgspec.structs.replace(
+        spec,
+        inputs=declared(config.input, size, f"{source}: input", brain=True),
+        outputs=declared(config.output, size, f"{source}: output", brain=True),
+        batch=msgspec.structs.replace(spec.batch, max_batch_size=size),
+        slots=sum(group.count or 1 for group in config.instance_group) or spec.slots,
+    )
+
+
 def _versions(config: ModelConfig) -> VersionPolicy:
     policy = config.version_policy
     return VersionPolicy(
@@ -118,7 +146,10 @@ def _cached(spec: ModelSpec, config: ModelConfig, source: str) -> bool:
     return True
 
 
-ALIKE = {"openvino": {"backend": ("tensorflow",), "platform": ("tensorflow_savedmodel",)}}
+ALIKE = {
+    "openvino": {"backend": ("tensorflow",), "platform": ("tensorflow_savedmodel",)},
+    "torch": {"backend": ("pytorch",), "platform": ("pytorch_libtorch",)},
+}
 """What Triton calls the engine of files that ours runs too."""
 
 

@@ -1,9 +1,11 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: ONNX files on the CPU, and on GPUs where its package for them is installed."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +13,32 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from ds_engines.base import Array, EngineOptions, Tensors, refuse, refuse_devices
+from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete, joined
-from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError
+from ds_engines.config_pbtxt import ACCELERATOR
+from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, OutOfMemory, ServeError
+from ds_engines.onnxruntime_binding import Binding, Bound, Pinned
+from ds_engines.onnxruntime_devices import Choice, choose, refuse_dtype
+from ds_engines.onnxruntime_session import DATATYPES, first_line, opened, placed, settings
+from ds_engines.precision import TOLERANCE
 from ds_engines.spec import ModelSpec, TensorSpec
 
-DATATYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(bfloat16)": "BF16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
+__all__ = ["OnnxRuntimeEngine", "opened"]
+
+log = logging.getLogger(__name__)
 
 BFLOAT16 = 16
 """`TensorProto.DataType.BFLOAT16` of the ONNX format."""
 
 
 RUNS = "a file as it is; ds-quantize makes one that is quantized"
+
+SLOTS = 3
+"""Batches at a time on a GPU, unless the configuration says: while one is computed, others are on
+their way.
+"""
+
+_FULL = ("out of memory", "failed to allocate memory")
 
 
 class OnnxRuntimeEngine:
@@ -49,35 +50,72 @@ class OnnxRuntimeEngine:
     def __init__(
         self, spec: ModelSpec, options: EngineOptions, profile: Path | None = None
     ) -> None:
-        refuse_devices(options, "ONNX Runtime")
-        refuse(options, "ONNX Runtime", RUNS)
-        self._session = _session(spec, options, profile)
+        refuse(options, "ONNX Runtime", RUNS, DTYPE, MEMORY, NUMERICS)
+        there = ort.get_available_providers()
+        wanted = choose(options.device, there, spec.parameters.get(ACCELERATOR, ""))
+        refuse_dtype(wanted, options.dtype)
+        self._session, self.choice = _session(spec, options, wanted, profile)
+        log.info("model %s: ONNX Runtime %s with %s", spec.name, ort.__version__, self.choice)
         self._has_bf16 = False
+        self._binding: Binding | None = None
         self.spec = self._described(spec)
-        self.spec = complete(self.spec, self)
+        if self.choice.cuda:
+            self._binding = self._bound(self.choice.number)
+        # What a GPU or 16 bits make of a row may depend on the rows beside it.
+        coarse = TOLERANCE.get(options.dtype, 0.02 if self.choice.gpu else 0.0)
+        self.spec = complete(self.spec, self, tolerance=coarse)
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         names = outputs or tuple(tensor.name for tensor in self.spec.outputs)
         try:
-            if self._has_bf16:
-                return self._run_values(batch, names)
-            return dict(zip(names, self._session.run(names, _strings(batch)), strict=True))
+            if self._binding is not None:
+                return self._binding.run(batch, names)
+            return self.computed(self._session, batch, names, as_values=self._has_bf16)
         except ServeError:
             raise
         except Exception as error:
-            raise EngineFailure(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise _failure(error) from error
 
     def close(self) -> None:
+        if self._binding is not None:
+            self._binding.close()
+            self._binding = None
         del self._session
 
     def end_profiling(self) -> Path:
         """The file with the times, in the format of Chrome's tracing."""
         return Path(self._session.end_profiling())
 
-    def _run_values(self, batch: Tensors, names: tuple[str, ...]) -> Tensors:
-        """BF16 has no numpy type, so such models run on ONNX Runtime's own values."""
-        values = {name: self._value(name, array) for name, array in _strings(batch).items()}
-        results = self._session.run_with_ort_values(names, values)
+    def _bound(self, index: int) -> Binding | None:
+        """What copies to the GPU and from it; text and BF16 go by way of ONNX Runtime's values."""
+        tensors = (*self.spec.inputs, *self.spec.outputs)
+        if any(tensor.datatype in ("BYTES", "BF16") for tensor in tensors):
+            return None
+        try:
+            return Pinned(self._session, index)
+        except ImportError:
+            log.warning(
+                "model %s: tensors are copied without pinned memory, which takes the package "
+                "cuda-bindings: pip install 'ds-serve[cuda]'", self.spec.name,
+            )  # fmt: skip
+            return Bound(self._session, "cuda", index)
+
+    def computed(
+        self,
+        session: ort.InferenceSession,
+        batch: Tensors,
+        names: Sequence[str],
+        *,
+        as_values: bool,
+    ) -> Tensors:
+        """What a session of this model answers. BF16 has no numpy type, so that it travels as
+        values of ONNX Runtime's own; and those cannot be of text.
+        """
+        given = _strings(batch)
+        if not as_values:
+            return dict(zip(names, session.run(names, given), strict=True))
+        values = {name: self._value(name, array) for name, array in given.items()}
+        results = session.run_with_ort_values(names, values)
         return {name: _array(value) for name, value in zip(names, results, strict=True)}
 
     def _value(self, name: str, array: Array) -> Any:
@@ -99,6 +137,8 @@ class OnnxRuntimeEngine:
             inputs=tuple(joined(inputs, symbols)),
             outputs=tuple(outputs),
             defaulted=self._defaulted(spec),
+            slots=SLOTS if self.choice.gpu and spec.slots == 1 else spec.slots,
+            accelerated=self.choice.gpu,
         )
 
     def _defaulted(self, spec: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -112,35 +152,14 @@ class OnnxRuntimeEngine:
         return tuple(tensor for tensor in found if tensor.datatype != unfit)
 
 
-def _session(spec: ModelSpec, options: EngineOptions, profile: Path | None) -> ort.InferenceSession:
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4
-    # Spinning threads would take the processor from the gateways, which share it.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+def _session(
+    spec: ModelSpec, options: EngineOptions, wanted: Choice, profile: Path | None
+) -> tuple[ort.InferenceSession, Choice]:
+    made = settings(options, spec.artifact.parent)
     if profile is not None:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(profile)
-    try:
-        return opened(spec.artifact, settings)
-    except Exception as error:
-        raise LoadError(
-            f"{spec.artifact} is not a model that ONNX Runtime can load: {_first_line(error)}"
-        ) from error
-
-
-def opened(model: Path | bytes, settings: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU. ONNX Runtime takes FP8 for INT8 where it fuses quantized operators,
-    and then refuses what it has made: such models run without that.
-    """
-    try:
-        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if "float8" not in str(error):
-            raise
-    settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        made.enable_profiling = True
+        made.profile_file_prefix = str(profile)
+    return placed(spec.artifact, options, wanted, made)
 
 
 def _tensor(spec: ModelSpec, node: Any) -> TensorSpec:
@@ -191,5 +210,7 @@ def _array(value: ort.OrtValue) -> Array:
     return np.frombuffer(memory, dtype=np.uint16).reshape(shape).copy()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _failure(error: Exception) -> EngineFailure:
+    message = f"ONNX Runtime failed: {first_line(error)}"
+    full = any(words in message.lower() for words in _FULL)
+    return OutOfMemory(message) if full else EngineFailure(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,21 @@ import numpy as np
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
-from ds_engines.base import EngineOptions, Tensors, refuse, refuse_devices
+from ds_engines.base import (
+    DTYPE,
+    MEMORY,
+    NUMERICS,
+    EngineOptions,
+    Tensors,
+    refuse,
+    refuse_devices,
+)
 from ds_engines.batch_axes import complete, joined
 from ds_engines.errors import EngineFailure, LoadError
+from ds_engines.precision import AUTO, BF16, FP16, FP32, TOLERANCE
 from ds_engines.spec import ModelSpec, TensorSpec
+
+log = logging.getLogger(__name__)
 
 DATATYPES = {
     "boolean": "BOOL",
@@ -31,7 +43,7 @@ DATATYPES = {
     "f64": "FP64",
 }
 
-PRECISION = "f32"
+PRECISIONS = {AUTO: "f32", FP32: "f32", FP16: "f16", BF16: "bf16"}
 """By itself OpenVINO takes BF16 where the processor has it: answers would depend on the machine."""
 
 _PLACES = ("Exception from ", "Check '", "FrontEnd API failed")
@@ -44,18 +56,19 @@ class OpenVINOEngine:
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         refuse_devices(options, "OpenVINO")
-        refuse(options, "OpenVINO", "a model as it is")
+        refuse(options, "OpenVINO", "a model as it is", DTYPE, MEMORY, NUMERICS)
         core = ov.Core()
-        model = _readable(core, spec)
+        model = readable(core, spec)
         self._inputs = _places(spec, model.inputs)
         self._outputs = _places(spec, model.outputs)
         self.spec = _described(spec, model)
         try:
-            self._compiled = core.compile_model(model, "CPU", _settings(spec, options))
+            self._compiled = core.compile_model(model, "CPU", settings(spec, options))
         except Exception as error:
-            raise LoadError(f"OpenVINO cannot compile {spec.artifact}: {_said(error)}") from error
+            raise LoadError(f"OpenVINO cannot compile {spec.artifact}: {said(error)}") from error
+        taken = _taken(spec, options.dtype, self._compiled)
         self._mine = threading.local()
-        self.spec = complete(self.spec, self)
+        self.spec = complete(self.spec, self, tolerance=TOLERANCE.get(taken, 0.0))
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         names = outputs or tuple(self._outputs)
@@ -64,7 +77,7 @@ class OpenVINOEngine:
         try:
             request.infer(given, share_inputs=True)
         except Exception as error:
-            raise EngineFailure(f"OpenVINO failed: {_said(error)}") from error
+            raise EngineFailure(f"OpenVINO failed: {said(error)}") from error
         # Copied: the request's memory will hold the next answer.
         return {name: request.get_output_tensor(self._outputs[name]).data.copy() for name in names}
 
@@ -77,17 +90,39 @@ class OpenVINOEngine:
         return self._mine.request
 
 
-def _settings(spec: ModelSpec, options: EngineOptions) -> dict[str, Any]:
-    return {
+def settings(spec: ModelSpec, options: EngineOptions) -> dict[str, Any]:
+    """What the model is compiled with."""
+    streams = 1 if options.memory_efficient else min(spec.slots, options.threads)
+    made = {
         "INFERENCE_NUM_THREADS": options.threads,
-        "NUM_STREAMS": min(spec.slots, options.threads),
+        "NUM_STREAMS": streams,
         # Gateways share these processors.
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": PRECISION,
+        "INFERENCE_PRECISION_HINT": PRECISIONS[options.dtype],
     }
+    if options.memory_efficient:
+        # Else what was made for a shape is kept, for when that comes again.
+        made["CPU_RUNTIME_CACHE_CAPACITY"] = 0
+    return made
 
 
-def _readable(core: ov.Core, spec: ModelSpec) -> ov.Model:
+def _taken(spec: ModelSpec, wanted: str, compiled: Any) -> str:
+    """What is computed in: where the processor has no FP16 OpenVINO takes BF16, and FP32 where it
+    has neither.
+    """
+    kind = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    taken = next((name for name, hint in PRECISIONS.items() if hint == kind and name != AUTO), kind)
+    if wanted not in (AUTO, taken):
+        log.warning(
+            "model %s: --dtype %s: this processor does not compute in it, so that OpenVINO takes "
+            "%s", spec.name, wanted, taken,
+        )  # fmt: skip
+    elif wanted != AUTO:
+        log.info("model %s: computed in %s", spec.name, taken)
+    return taken
+
+
+def readable(core: ov.Core, spec: ModelSpec) -> ov.Model:
     """The model with FP32 in place of BF16 at its ports, for which numpy has no type."""
     # TensorFlow's graph stands for the folder that has the weights too.
     whole = spec.artifact.name == "saved_model.pb"
@@ -95,7 +130,7 @@ def _readable(core: ov.Core, spec: ModelSpec) -> ov.Model:
         model = core.read_model(spec.artifact.parent if whole else spec.artifact)
     except Exception as error:
         raise LoadError(
-            f"{spec.artifact} is not a model that OpenVINO can load: {_said(error)}"
+            f"{spec.artifact} is not a model that OpenVINO can load: {said(error)}"
         ) from error
     outer = PrePostProcessor(model)
     for index, port in enumerate(model.inputs):
@@ -151,7 +186,7 @@ def _name(port: Any) -> str:
     return str(port.node.friendly_name)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What went wrong, without the places in OpenVINO's source where it was noticed."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(_PLACES)]

@@ -188,7 +188,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     `cached`: equal requests may be given the same answer. `decoupled`: a request has any number of
     answers. `steps` are those of an ensemble, whose `artifact` is its configuration. `defaulted`
     are inputs that the model file has values for: requests may bring them where the configuration
-    names them, and then they are among `inputs`.
+    names them, and then they are among `inputs`. `accelerated`: a GPU runs it.
     """
 
     name: str
@@ -209,6 +209,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     cached: bool = False
     decoupled: bool = False
     steps: tuple[Step, ...] = ()
+    accelerated: bool = False
 
     @property
     def public(self) -> ModelSpec:

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from ds_engines import tensorrt_library, tensorrt_store
-from ds_engines.base import EngineOptions, Tensors, refuse
+from ds_engines.base import DTYPE, MEMORY, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete, joined
 from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError, Unsupported
+from ds_engines.precision import AUTO
 from ds_engines.spec import ModelSpec
 from ds_engines.tensorrt_builder import Shapes
 from ds_engines.tensorrt_library import DATATYPES, Library
@@ -47,7 +48,8 @@ class TensorRTEngine:
     """One plan on one GPU; each slot that runs it has its own memory there."""
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
-        _refuse(options)
+        _refuse(spec, options)
+        self._options = options
         self.library = tensorrt_library.require()
         wanted = "cuda" if options.device == "auto" else options.device
         self._device = devices.find(wanted)
@@ -56,9 +58,15 @@ class TensorRTEngine:
         self._runtime = self.library.api.Runtime(self._log)
         self.engine = self._opened(spec)
         inputs, outputs = _ports(spec, self.library, self.engine)
-        slots = spec.slots if spec.slots > 1 else SLOTS
+        slots = spec.slots if spec.slots > 1 or options.memory_efficient else SLOTS
         self.machine = Machine(
-            self.library, self.engine, self._log, self._device, inputs, outputs, graphs=True
+            self.library,
+            self.engine,
+            self._log,
+            self._device,
+            inputs,
+            outputs,
+            graphs=not options.memory_efficient,
         )
         self._fewest, most = rows(inputs)
         self._free: LifoQueue[Slot] = LifoQueue()
@@ -143,7 +151,7 @@ class TensorRTEngine:
         return self._built(spec, source)
 
     def _built(self, spec: ModelSpec, source: Path) -> Any:
-        options = tensorrt_store.options_of(spec)
+        options = tensorrt_store.granted(tensorrt_store.options_of(spec), self._options)
         watch = tensorrt_store.steps(f"model {spec.name}")
         plan = tensorrt_store.built(self.library, source, options, self._device.kind, watch)
         engine = self._read(spec, plan)
@@ -189,10 +197,15 @@ class _Trial:
             raise EngineFailure(str(error)) from error
 
 
-def _refuse(options: EngineOptions) -> None:
+def _refuse(spec: ModelSpec, options: EngineOptions) -> None:
     if options.device == "cpu":
         raise Unsupported("--device cpu: the TensorRT engine runs on NVIDIA GPUs")
-    refuse(options, "TensorRT", RUNS)
+    refuse(options, "TensorRT", RUNS, DTYPE, MEMORY)
+    if options.dtype != AUTO and is_plan(spec.artifact):
+        raise Unsupported(
+            f"--dtype {options.dtype}: {spec.artifact} is a plan, whose numbers are those that it "
+            "was built for; give the ONNX file that it was built from"
+        )
 
 
 def _ports(

@@ -1,7 +1,9 @@
 """TensorRT plans from ONNX files.
 
 Types are those of the file: INT8 and FP8 where it has QuantizeLinear and DequantizeLinear, FP16 and
-BF16 where it has those types. Matrix products in FP32 are done in TF32 where the GPU has it.
+BF16 where it has those types. Matrix products in FP32 are done in TF32 where the GPU has it, unless
+FP32 is asked for. Where types are hints, as they may be up to release 10, FP16 and BF16 are used
+where they are quicker if they are asked for.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from ds_engines.errors import LoadError
+from ds_engines.precision import BF16, FP16, FP32
 from ds_engines.tensorrt_layers import PlanLayer, told
 from ds_engines.tensorrt_library import DATATYPES, Library, log
 
@@ -36,7 +39,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
     `workspace`: MiB that a layer may work in. `sparse`: use that 2 of 4 weights are zero, where it
     is so. `compatible`: a plan that later releases run too. `stripped`: without weights, which are
     taken from the ONNX file when it is loaded. `dla`: the Jetson's accelerator to run on, with the
-    GPU for what it cannot do.
+    GPU for what it cannot do. `dtype`: one of ds_engines.precision.
     """
 
     batches: tuple[int, int, int] = (1, 8, 32)
@@ -47,6 +50,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
     compatible: bool = False
     stripped: bool = False
     dla: int | None = None
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
 
 
 class PlanTensor(msgspec.Struct, frozen=True):
@@ -93,6 +97,8 @@ class _Builder:
 
     def __init__(self, library: Library, source: Path, options: BuildOptions) -> None:
         self.library, self.source, self.options = library, source, options
+        self._typed = library.typed and options.dtype not in (FP16, BF16)
+        self._require_types()
         self._layers: tuple[PlanLayer, ...] = ()
         self.log = log(library, self._heard)
         self._builder = library.api.Builder(self.log)
@@ -123,10 +129,21 @@ class _Builder:
         if severity == "VERBOSE" and message.startswith(_LISTS):
             self._layers = told(message)
 
+    def _require_types(self) -> None:
+        """Raises LoadError where a release that has the file's types alone is asked for others."""
+        wanted = self.options.dtype.upper()
+        if self.library.typed and not self._typed and not self.library.flag(wanted):
+            raise LoadError(
+                f"--dtype {self.options.dtype}: {self.library} builds {self.source.name} in the "
+                f"types that it has; give a file of {wanted}"
+            )
+
     def _flags(self) -> int:
         flags = self.library.api.NetworkDefinitionCreationFlag
-        # Up to release 8 types are hints, and batches have to be asked for.
-        return 1 << int(flags.STRONGLY_TYPED if self.library.typed else flags.EXPLICIT_BATCH)
+        if self._typed:
+            return 1 << int(flags.STRONGLY_TYPED)
+        # Up to release 8 batches have to be asked for.
+        return 0 if self.library.typed else 1 << int(flags.EXPLICIT_BATCH)
 
     def _parse(self) -> None:
         parser = self.library.api.OnnxParser(self._network, self.log)
@@ -160,6 +177,8 @@ class _Builder:
             self.config.set_memory_pool_limit(pool, options.workspace << 20)
         for name in self._wanted_flags():
             self._set(name)
+        if options.dtype == FP32:
+            self.config.clear_flag(api.BuilderFlag.TF32)
         if options.dla is not None:
             self._use_dla(options.dla)
 
@@ -170,8 +189,9 @@ class _Builder:
             yield "VERSION_COMPATIBLE"
         if self.options.stripped:
             yield "STRIP_PLAN"
-        if not self.library.typed:
-            yield from sorted(self._types_in_file() & {"FP16", "INT8"})
+        if not self._typed:
+            asked = {self.options.dtype.upper()} & {"FP16", "BF16"}
+            yield from sorted((self._types_in_file() & {"FP16", "INT8"}) | asked)
 
     def _types_in_file(self) -> set[str]:
         """What a release whose types are hints may use, so that it uses what the file has."""
@@ -184,7 +204,7 @@ class _Builder:
         return found
 
     def _set(self, name: str) -> None:
-        flag = getattr(self.library.api.BuilderFlag, name, None)
+        flag = self.library.flag(name)
         if flag is None:
             raise LoadError(f"{self.library} has no {name.lower().replace('_', ' ')}")
         self.config.set_flag(flag)

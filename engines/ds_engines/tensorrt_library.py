@@ -66,6 +66,10 @@ class Library:
         """Whether a build measures kernels, so that a timing cache saves time."""
         return self.name == "tensorrt"
 
+    def flag(self, name: str) -> Any:
+        """A builder's flag; None where this release has none of that name."""
+        return getattr(self.api.BuilderFlag, name, None)
+
     def context(self, engine: Any) -> Any:
         """A new execution context, whose memory is still to be given."""
         if hasattr(engine, "create_execution_context_without_device_memory"):

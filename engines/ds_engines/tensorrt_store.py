@@ -11,8 +11,10 @@ from pathlib import Path
 import msgspec
 
 from ds_engines import manifest
+from ds_engines.base import EngineOptions
 from ds_engines.batch_axes import ROWS
 from ds_engines.errors import LoadError
+from ds_engines.precision import AUTO
 from ds_engines.spec import ModelSpec
 from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build, keep
 from ds_engines.tensorrt_layers import PlanLayer
@@ -24,6 +26,9 @@ MAGIC = (b"ptrt", b"vtrt")
 
 PARAMETER = "tensorrt."
 """What parameters in config.pbtxt begin with that are for the builder."""
+
+SMALL_WORKSPACE = 64
+"""MiB that a layer may work in with --memory-efficient; else all that the GPU has."""
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +109,15 @@ def options_of(spec: ModelSpec) -> BuildOptions:
             f"model {spec.name!r}: a parameter that begins with {PARAMETER!r} is wrong: {error}; "
             f"there are {known}"
         ) from error
+
+
+def granted(options: BuildOptions, said: EngineOptions) -> BuildOptions:
+    """With what the operator's flags say where the model's parameters do not."""
+    dtype = options.dtype if said.dtype == AUTO else said.dtype
+    workspace = options.workspace
+    if said.memory_efficient and workspace is None:
+        workspace = SMALL_WORKSPACE
+    return msgspec.structs.replace(options, dtype=dtype, workspace=workspace)
 
 
 class _Strict(BuildOptions, frozen=True, forbid_unknown_fields=True):

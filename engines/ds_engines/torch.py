@@ -1,208 +1,139 @@
-"""PyTorch: programs that torch.export has saved, on the CPU."""
+"""PyTorch: programs of torch.export and, for those who trust them, files that hold code."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
+import gc
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import torch
-from torch.utils import _pytree as trees
 
-from ds_engines.base import Array, EngineOptions, Tensors, refuse, refuse_devices
-from ds_engines.batch_axes import complete, joined
-from ds_engines.errors import EngineFailure, LoadError
-from ds_engines.spec import ModelSpec, TensorSpec
-from ds_engines.torch_archive import refuse_pickles
+from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
+from ds_engines.batch_axes import complete
+from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.precision import TOLERANCE
+from ds_engines.spec import ModelSpec
+from ds_engines.torch_archive import kind
+from ds_engines.torch_device import (
+    Accelerator,
+    Named,
+    Precision,
+    Processor,
+    check_room,
+    find,
+    title,
+)
+from ds_engines.torch_program import DATATYPES, Exported, said
 
-DATATYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "UINT8",
-    torch.uint16: "UINT16",
-    torch.uint32: "UINT32",
-    torch.uint64: "UINT64",
-    torch.int8: "INT8",
-    torch.int16: "INT16",
-    torch.int32: "INT32",
-    torch.int64: "INT64",
-    torch.float16: "FP16",
-    torch.bfloat16: "BF16",
-    torch.float32: "FP32",
-    torch.float64: "FP64",
-}
+log = logging.getLogger(__name__)
 
-SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+SLOTS = 3
+"""Batches at a time on a GPU, unless the configuration says: while one is computed, others are on
+their way.
+"""
 
-Symbols = dict[str, tuple[object, ...]]
+_TORCH = {name: kind for kind, name in DATATYPES.items()}
+
+
+class Program(Protocol):
+    """A file of PyTorch's, loaded."""
+
+    spec: ModelSpec
+
+    def call(self, tensors: Named) -> list[torch.Tensor]:
+        """Its answers, in the order of the spec's outputs."""
 
 
 class TorchEngine:
-    """One program as a module, which many threads may call."""
+    """One program, which many threads may call."""
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
-        refuse_devices(options, "PyTorch")
-        refuse(options, "PyTorch", "a program as it is")
+        refuse(options, "PyTorch", "a program as it is", DTYPE, MEMORY, NUMERICS)
         torch.set_num_threads(options.threads)
-        program = _loaded(spec)
-        self._module = program.module()
-        self._arguments = _Arguments(spec, program)
-        self.spec = _described(spec, program, self._arguments)
-        self.spec = complete(self.spec, self)
+        self.device = find(options.device)
+        check_room(spec, self.device)
+        self.precision = Precision(spec, options, self.device)
+        self.program = _loaded(spec, self.device, options)
+        if options.memory_efficient:
+            _give_back()
+        log.info("model %s: PyTorch %s on %s", spec.name, torch.__version__, title(self.device))
+        self.spec = self._placed(self.program.spec)
+        self._place = self._processor(options)
+        coarse = TOLERANCE.get(options.dtype, 0.02 if self.spec.accelerated else 0.0)
+        self.spec = complete(self.spec, self, tolerance=coarse)
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
-        args, kwargs = self._arguments.of(batch)
+        tensors = self.tensors(batch)
         try:
-            with torch.inference_mode():
-                results = trees.tree_leaves(self._module(*args, **kwargs))
+            with torch.inference_mode(), self.precision.active():
+                results = self._place.run(self.program.call, tensors)
+        except ServeError:
+            raise
         except Exception as error:
-            raise EngineFailure(f"PyTorch failed: {_said(error)}") from error
-        named = zip((tensor.name for tensor in self.spec.outputs), results, strict=True)
-        return {name: _array(result) for name, result in named if not outputs or name in outputs}
+            raise EngineFailure(f"PyTorch failed: {said(error)}") from error
+        named = zip(self.spec.outputs, results, strict=True)
+        return {
+            tensor.name: _array(result, tensor.datatype)
+            for tensor, result in named
+            if not outputs or tensor.name in outputs
+        }
 
     def close(self) -> None:
-        del self._module
+        self._place.close()
+        del self.program
+
+    def tensors(self, batch: Tensors) -> dict[str, torch.Tensor]:
+        """Those of the inputs, on the host and with the types that the program takes."""
+        return {
+            tensor.name: _tensor(batch[tensor.name], tensor.datatype)
+            for tensor in self.program.spec.inputs
+        }
+
+    def _placed(self, spec: ModelSpec) -> ModelSpec:
+        if self.device.type == "cpu":
+            return spec
+        slots = SLOTS if spec.slots == 1 else spec.slots
+        return msgspec.structs.replace(spec, slots=slots, accelerated=True)
+
+    def _processor(self, options: EngineOptions) -> Processor | Accelerator:
+        if self.device.type == "cpu":
+            return Processor()
+        recorded = isinstance(self.program, Exported) and not options.memory_efficient
+        return Accelerator(self.device, graphs=recorded)
 
 
-class _Arguments:
-    """How tensors by name become what the program is called with. `values` are what it takes, in
-    order: names of inputs, and in other places constants.
-    """
+def _loaded(spec: ModelSpec, device: torch.device, options: EngineOptions) -> Program:
+    from ds_engines.torch_code import Compiled, Script  # noqa: PLC0415 - most files are none
 
-    def __init__(self, spec: ModelSpec, program: torch.export.ExportedProgram) -> None:
-        self.names: list[str] = []
-        self._values: list[tuple[str, Any]] = []
-        for given in program.graph_signature.input_specs:
-            if given.kind.name != "USER_INPUT":
-                continue
-            name = getattr(given.arg, "name", "")
-            if hasattr(given.arg, "value"):
-                self._values.append(("", given.arg.value))
-            elif type(given.arg).__name__ == "TensorArgument":
-                self.names.append(name)
-                self._values.append((name, None))
-            else:
-                raise LoadError(f"{spec.artifact}: input {name!r} is no tensor: {given.arg}")
-        self._shape = program.call_spec.in_spec
-        kinds = {node.name: node.meta.get("val") for node in program.graph.nodes}
-        self._brain = {name for name in self.names if kinds[name].dtype == torch.bfloat16}
-
-    def of(self, batch: Tensors) -> tuple[Sequence[Any], dict[str, Any]]:
-        leaves = [self._tensor(name, batch) if name else value for name, value in self._values]
-        args, kwargs = trees.tree_unflatten(leaves, self._shape)
-        return args, kwargs
-
-    def _tensor(self, name: str, batch: Tensors) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(batch[name]))
-        return tensor.view(torch.bfloat16) if name in self._brain else tensor
+    match kind(spec.artifact):
+        case "torchscript":
+            return Script(spec, device, options)
+        case "aotinductor":
+            return Compiled(spec, device, options)
+    return Exported(spec, device, options.dtype)
 
 
-def _loaded(spec: ModelSpec) -> torch.export.ExportedProgram:
-    refuse_pickles(spec.artifact)
-    try:
-        with _unpickling_nothing():
-            return torch.export.load(spec.artifact)
-    except Exception as error:
-        raise LoadError(
-            f"{spec.artifact} is not a program that PyTorch {torch.__version__} can load: "
-            f"{_said(error)}"
-        ) from error
+def _give_back() -> None:
+    """To the machine, what loading took beside the weights."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
-@contextlib.contextmanager
-def _unpickling_nothing() -> Iterator[None]:
-    """torch.export.load unpickles where PyTorch's safe reader refuses, unless it is told not to.
-    It logs a traceback before it raises.
-    """
-    log, before = logging.getLogger("torch.export"), os.environ.get(SAFE)
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    os.environ[SAFE] = "1"
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        os.environ.pop(SAFE)
-        if before is not None:
-            os.environ[SAFE] = before
+def _tensor(array: Array, datatype: str) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.view(torch.bfloat16) if datatype == "BF16" else tensor
 
 
-def _described(
-    spec: ModelSpec, program: torch.export.ExportedProgram, arguments: _Arguments
-) -> ModelSpec:
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    symbols: Symbols = {name: _symbols(values[name]) for name in arguments.names}
-    inputs = [_spec(spec, name, values[name]) for name in arguments.names]
-    nodes = _answers(spec, program)
-    names = _names(program.call_spec.out_spec)
-    outputs = [_spec(spec, name, values[node]) for name, node in zip(names, nodes, strict=True)]
-    found = msgspec.structs.replace(
-        spec,
-        platform="pytorch_export",
-        inputs=tuple(joined(inputs, symbols)),
-        outputs=tuple(outputs),
-    )
-    return _bounded(found, program, symbols)
-
-
-def _answers(spec: ModelSpec, program: torch.export.ExportedProgram) -> list[str]:
-    """The nodes of what the program returns."""
-    found = []
-    for out in program.graph_signature.output_specs:
-        if out.kind.name == "USER_OUTPUT":
-            if type(out.arg).__name__ != "TensorArgument":
-                raise LoadError(f"{spec.artifact}: an output is no tensor: {out.arg}")
-            found.append(out.arg.name)
-    return found
-
-
-def _names(shape: trees.TreeSpec) -> list[str]:
-    """Of outputs, by where they are in what the program returns: the key of a dict, output_0 and
-    so on of a tuple, `output` of one tensor alone, parts joined by `_` further in.
-    """
-    places = trees.tree_unflatten(range(shape.num_leaves), shape)
-    paths = [path for path, _ in trees.tree_flatten_with_path(places)[0]]
-    parts = [[str(getattr(key, "key", getattr(key, "idx", key))) for key in path] for path in paths]
-    return [
-        "_".join(each if each and not each[0].isdigit() else ["output", *each]) for each in parts
-    ]
-
-
-def _spec(spec: ModelSpec, name: str, value: Any) -> TensorSpec:
-    if value.dtype not in DATATYPES:
-        raise LoadError(
-            f"{spec.artifact}: tensor {name!r} is of {value.dtype}, which cannot be served"
-        )
-    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-    return TensorSpec(name=name, datatype=DATATYPES[value.dtype], shape=shape)
-
-
-def _symbols(value: Any) -> tuple[object, ...]:
-    return tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-
-
-def _bounded(spec: ModelSpec, program: torch.export.ExportedProgram, symbols: Symbols) -> ModelSpec:
-    """With batches no larger than the program was exported for."""
-    most = {str(symbol): limits.upper for symbol, limits in program.range_constraints.items()}
-    rows = [
-        int(most[str(symbols[tensor.name][tensor.batch_axis])])
-        for tensor in spec.inputs
-        if tensor.batch_axis is not None
-        and getattr(most.get(str(symbols[tensor.name][tensor.batch_axis])), "is_Integer", False)
-    ]
-    size = min([spec.batch.max_batch_size, *rows])
-    batch = msgspec.structs.replace(spec.batch, max_batch_size=size)
-    return msgspec.structs.replace(spec, batch=batch)
-
-
-def _array(result: torch.Tensor) -> Array:
-    bits = result.view(torch.uint16) if result.dtype == torch.bfloat16 else result
+def _array(result: torch.Tensor, datatype: str) -> Array:
+    """With the type that clients are told, which autocast may have changed."""
+    whole = result.to(_TORCH[datatype]) if result.is_floating_point() else result
+    bits = whole.view(torch.uint16) if whole.dtype == torch.bfloat16 else whole
     array: Array = bits.numpy()
     return array
-
-
-def _said(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

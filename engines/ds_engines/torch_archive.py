@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,14 @@ from typing import Literal
 from ds_engines.errors import LoadError
 
 Kind = Literal["exported", "aotinductor", "torchscript", "pickle"]
+
+CODE: tuple[Kind, ...] = ("torchscript", "aotinductor")
+"""Those that run code of their own, so that they are served to those alone who trust them."""
+
+_WHAT: dict[Kind, str] = {
+    "torchscript": "TorchScript, a program of its own that may read and write what the server may",
+    "aotinductor": "an AOTInductor package, machine code that is run as it is",
+}
 
 _OLD_PROGRAM = "serialized_exported_program.json"
 
@@ -37,6 +46,38 @@ def kind(path: Path) -> Kind | None:
     if "constants.pkl" in inside:
         return "torchscript"
     return "pickle" if "data.pkl" in inside else None
+
+
+def refuse_untrusted(path: Path, kind: Kind, trust: bool) -> None:
+    """Raises LoadError for a file that runs code of its own, unless its writer is trusted."""
+    if not trust:
+        raise LoadError(f"{path} is {untrusted(kind)}")
+
+
+def untrusted(kind: Kind) -> str:
+    """What such a file is, and what to do."""
+    return (
+        f"{_WHAT[kind]}: give --trust if you trust who made it, or give what torch.export saved, "
+        "or ONNX"
+    )
+
+
+def compiled_for(path: Path, device: str) -> Iterator[tuple[str, str, str]]:
+    """What an AOTInductor package was compiled for and does not find here: kind of thing, its own,
+    and what this is. `device` is cpu or cuda.
+    """
+    here = {
+        "AOTI_DEVICE_KEY": ("device", device),
+        "AOTI_MACHINE": ("processor", platform.machine()),
+    }
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith("_metadata.json"):
+                continue
+            said = json.loads(archive.read(name))
+            for key, (what, found) in here.items():
+                if said.get(key, found) != found:
+                    yield what, str(said[key]), found
 
 
 def refuse_pickles(path: Path) -> None:

@@ -90,7 +90,7 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
         sources = known.resolve_all(
             rest,
             fetch=lambda name: catalogue.fetch(name, progress=progress),
-            wish=text_models.Wish(settings.engine, settings.vllm_python, settings.device),
+            wish=settings.wish,
             convert=text_models.converter(progress, settings.quantization),
         )
     return settings, quantization.quantized(settings, sources)

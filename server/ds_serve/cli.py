@@ -43,13 +43,16 @@ HELP = {
     "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "grpc_infer_response_compression_level": "none, or low, medium or high for answers in gzip",
     "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
-    "device": "where models run: auto or cpu; with vLLM also cuda or rocm, and cuda:0,1 for some "
-    "GPUs",
+    "device": "where models run: auto, cpu, cuda or rocm, or one GPU by its number, such as "
+    "cuda:1; with vLLM also cuda:0,1 for some GPUs",
     "engine": "what serves models: auto; for text vllm, openvino-genai or encoder; for tensors "
     "onnxruntime, tensorrt or openvino",
     "vllm_python": "the Python of the environment that vLLM is installed in; none: DS_VLLM_PYTHON "
     "of the environment, or our own",
-    "dtype": "of weights and activations, with vLLM: auto, bfloat16, float16 or float32",
+    "trust": "serve files that hold code of their own, TorchScript and AOTInductor's packages: "
+    "they may do whatever the server may",
+    "dtype": "numbers to compute in: auto, fp32, fp16 or bf16, which may be called float32, "
+    "float16 and bfloat16 as well; an engine that has no such numbers refuses",
     "tensor_parallel": "GPUs that each layer of a text model is split over",
     "pipeline_parallel": "groups of GPUs that a text model's layers are shared out to",
     "replicas": "workers of each text model",
@@ -66,7 +69,10 @@ HELP = {
     "--calibration",
     "allow_unverified": "serve versions that did not pass their gate, or have changed since",
     "max_seq_len": "tokens of prompt and answer together, for text models; 0: the model's own",
-    "memory_efficient": "a smaller KV cache at lower precision, for text models",
+    "memory_efficient": "less memory, at some cost of speed: for text models a smaller KV cache at "
+    "lower precision; for tensor models fewer copies of weights and no memory kept between batches",
+    "debug_numerics": "run every batch of tensor models layer by layer first; one in which a layer "
+    "yields NaN or infinity fails with that layer's name; several times slower",
     "max_batch_size": "rows that tensor requests are joined into at most",
     "batch_delay_us": "microseconds that a request waits for others to share its batch",
     "max_queue_size": "tensor requests that wait for one model at most; then 503",

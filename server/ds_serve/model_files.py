@@ -11,8 +11,9 @@ from ds_engines import torch_archive
 from ds_engines.errors import ConfigError
 
 Format = Literal[
-    "onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle", "torch", "tensorrt"
-]
+    "onnx", "gguf", "python", "openvino", "tensorflow", "tflite", "paddle", "torch", "tensorrt",
+    "torchscript", "aotinductor",
+]  # fmt: skip
 
 PYTHON = ".py"
 
@@ -21,7 +22,7 @@ SAVED_MODEL = "saved_model.pb"
 
 SUPPORTED = (
     "supported are ONNX, GGUF, OpenVINO, TensorFlow, TensorFlow Lite, Paddle and torch.export's "
-    "models, and TensorRT plans"
+    "models, TensorRT plans and, with --trust, TorchScript and AOTInductor packages"
 )
 
 _HEAD = 512
@@ -37,9 +38,11 @@ _PICKLE = (
 )
 _ARCHIVES: dict[str | None, str] = {
     "pickle": _PICKLE,
-    "torchscript": "TorchScript; export the model with torch.export, or to ONNX",
-    "aotinductor": "an AOTInductor package, which no engine here runs yet; give what torch.export "
-    "saved",
+}
+_TORCHS: dict[str | None, Format] = {
+    "exported": "torch",
+    "torchscript": "torchscript",
+    "aotinductor": "aotinductor",
 }
 _MAGIC: dict[bytes, Format] = {b"GGUF": "gguf", b"ptrt": "tensorrt", b"vtrt": "tensorrt"}
 """The first four bytes. TensorRT has two kinds of plans: for one release, and for several."""
@@ -87,8 +90,8 @@ def format_of(path: Path) -> Format:
         return "python"
     if head[:4] in _MAGIC:
         return _MAGIC[head[:4]]
-    if head.startswith(_ZIP) and torch_archive.kind(path) == "exported":
-        return "torch"
+    if head.startswith(_ZIP) and (kind := _TORCHS.get(torch_archive.kind(path))):
+        return kind
     if found := _openvinos(path, head):
         return found
     if size and _is_onnx(path):

@@ -40,14 +40,11 @@ _NAME = re.compile(r"^[A-Za-z0-9._-]+$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
 _ANY = Wish()
 _ENGINES: dict[Format, tuple[Task, str, str]] = {
-    "onnx": ("tensor", "onnxruntime", "an ONNX file, so ONNX Runtime runs it on the CPU"),
     "gguf": ("text", "openvino-genai", "a GGUF text model, so OpenVINO GenAI runs it on the CPU"),
     "openvino": ("tensor", "openvino", "an OpenVINO network, so OpenVINO runs it on the CPU"),
     "tensorflow": ("tensor", "openvino", "a TensorFlow SavedModel, so OpenVINO runs it on the CPU"),
     "tflite": ("tensor", "openvino", "a TensorFlow Lite file, so OpenVINO runs it on the CPU"),
     "paddle": ("tensor", "openvino", "a Paddle model, so OpenVINO runs it on the CPU"),
-    "torch": ("tensor", "torch", "a program of torch.export, so PyTorch runs it on the CPU"),
-    "tensorrt": ("tensor", "tensorrt", "a TensorRT plan, so TensorRT runs it on the GPU"),
     "python": ("tensor", "python", "a Python model, so it runs in a Python process of its own"),
 }
 
@@ -310,6 +307,8 @@ def _run_by(file: Path, config: Path | None, wish: Wish) -> tuple[Task, str, str
             return "tensor", *tensor_engines.of_onnx(file, config, wish)
         case "tensorrt":
             return "tensor", *tensor_engines.of_plan(file, wish)
+        case "torch" | "torchscript" | "aotinductor":
+            return "tensor", *tensor_engines.of_torch(file, found, wish)
     task, engine, why = _ENGINES[found]
     if task == "tensor":
         tensor_engines.refuse_other(file, engine, wish)

@@ -12,6 +12,7 @@ from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.logs import FORMATS, LEVELS, LogSettings
 from ds_serve.security.settings import Security
 from ds_serve.security.tls import TLS
+from ds_serve.text_models import Wish
 from ds_serve.tracing import OFF, TIMESTAMPS, TraceSettings
 
 HIGHEST_PORT = 65535
@@ -48,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = "auto"
     vllm_python: str = ""
     vllm_args: tuple[str, ...] = ()
+    trust: bool = False
     dtype: str = "auto"
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -61,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_unverified: bool = False
     max_seq_len: int = 0
     memory_efficient: bool = False
+    debug_numerics: bool = False
     max_batch_size: int = 64
     batch_delay_us: int = 0
     max_queue_size: int = 1024
@@ -88,6 +91,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: str = ""
     log_format: str = "text"
     log_level: str = "info"
+
+    @property
+    def wish(self) -> Wish:
+        """What it says of engines."""
+        return Wish(self.engine, self.vllm_python, self.device, self.trust)
 
     @property
     def limits(self) -> Limits:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_engines import tensorrt_library
+from ds_engines import tensorrt_library, torch_archive
 from ds_engines.errors import ConfigError
 from ds_serve.extras import installed
 from ds_serve.text_models import Wish
 from ds_serve.vllm import devices
 
-ONNXRUNTIME, TENSORRT, OPENVINO = "onnxruntime", "tensorrt", "openvino"
+ONNXRUNTIME, TENSORRT, OPENVINO, TORCH = "onnxruntime", "tensorrt", "openvino", "torch"
 ENGINES = (ONNXRUNTIME, TENSORRT, OPENVINO)
 """Those that `--engine` may name for tensor models."""
 
 PLANS = (".plan", ".engine", ".trt")
 CUDA = "cuda.bindings"
+
+ON_GPUS = (ONNXRUNTIME, TORCH)
+"""Those that run on the CPU and on GPUs, as their packages and the machine allow."""
+
+_DEVICE = re.compile(r"(cuda|rocm)(:\d+)?")
 
 _NAMED = {
     ONNXRUNTIME: ONNXRUNTIME,
@@ -29,7 +35,7 @@ _NAMED = {
 """From what a configuration calls its backend or platform."""
 
 _WHY = {
-    ONNXRUNTIME: "an ONNX file, so ONNX Runtime runs it on the CPU",
+    ONNXRUNTIME: "an ONNX file, so ONNX Runtime runs it",
     OPENVINO: "an ONNX file, which OpenVINO runs on the CPU",
     TENSORRT: "an ONNX file, so TensorRT builds it for the GPU and runs it there",
 }
@@ -53,10 +59,72 @@ def of_onnx(file: Path, config: Path | None, wish: Wish) -> Choice:
     if named == TENSORRT:
         _require(file, "an ONNX file that TensorRT is to run", wish)
     if named:
-        return Choice(named, _WHY[named])
+        return Choice(named, _why(named, wish))
     if wish.device != "cpu" and not missing():
         return Choice(TENSORRT, _WHY[TENSORRT], ONNXRUNTIME)
-    return Choice(ONNXRUNTIME, _WHY[ONNXRUNTIME])
+    return Choice(ONNXRUNTIME, _why(ONNXRUNTIME, wish))
+
+
+def _why(engine: str, wish: Wish) -> str:
+    return _WHY[engine] + (where(wish.device) if engine in ON_GPUS else "")
+
+
+def where(device: str) -> str:
+    """On what a model of an engine that has both runs, as far as its worker does not decide it."""
+    if device == "cpu" or (device == "auto" and not devices.visible()):
+        return " on the CPU"
+    return (
+        " on the GPU if its package can, which its log says"
+        if device == "auto"
+        else (f" on {device}")
+    )
+
+
+_TORCHS = {
+    "torch": "a program of torch.export, so PyTorch runs it",
+    "torchscript": "TorchScript, which is trusted, so PyTorch runs it",
+    "aotinductor": "an AOTInductor package, which is trusted, so PyTorch runs it",
+}
+
+
+def of_torch(file: Path, kind: str, wish: Wish) -> tuple[str, str, str]:
+    """Engine, why, and no other for a file of PyTorch's. Raises ConfigError for one that holds code
+    of its own, unless its writer is trusted.
+    """
+    refuse_other(file, TORCH, wish)
+    if kind in torch_archive.CODE and not wish.trust:
+        raise ConfigError(f"{file} is {torch_archive.untrusted(kind)}")
+    return TORCH, _TORCHS[kind] + where(wish.device), ""
+
+
+def device_of(engine: str, device: str) -> str:
+    """What `--device` means to an engine, as EngineOptions has it."""
+    if engine == TENSORRT:
+        return "cuda" if device == "auto" else device
+    if engine not in ON_GPUS:
+        return "cpu"
+    return "cpu" if device == "auto" and not devices.visible() else device
+
+
+def check_device(name: str, engine: str, device: str) -> None:
+    """Raises ConfigError where a model `name` cannot run on the device that was asked for."""
+    if device in ("auto", "cpu"):
+        return
+    if engine == TENSORRT:
+        if not re.fullmatch(r"cuda(:\d+)?", device):
+            raise ConfigError(
+                f"--device {device}: model {name!r} runs on one NVIDIA GPU: give auto, cuda, or "
+                "one by its number, such as cuda:0"
+            )
+    elif engine not in ON_GPUS:
+        raise ConfigError(
+            f"--device {device}: model {name!r} runs on {engine}, which has only cpu here"
+        )
+    elif not _DEVICE.fullmatch(device):
+        raise ConfigError(
+            f"--device {device}: model {name!r} runs on {engine}, which has auto, cpu, cuda and "
+            "rocm, or one GPU by its number, such as cuda:0"
+        )
 
 
 def of_plan(file: Path, wish: Wish) -> Choice:

@@ -34,11 +34,12 @@ Convert = Callable[[str, Path], Path]
 
 
 class Wish(NamedTuple):
-    """What the operator says about it: `--engine`, `--vllm-python` and `--device`."""
+    """What the operator says about it: `--engine`, `--vllm-python`, `--device` and `--trust`."""
 
     engine: str = AUTO
     python: str = ""
     device: str = AUTO
+    trust: bool = False
 
     @property
     def for_text(self) -> Wish:

@@ -133,7 +133,8 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
     [
         ({"device": "cuda:0"}, "--device cuda:0"),
         ({"quantization": "int8"}, "--quantization int8"),
-        ({"memory_efficient": True}, "--memory-efficient"),
+        ({"dtype": "fp16"}, "--dtype fp16: .*--engine openvino"),
+        ({"dtype": "bf16"}, "--dtype bf16: .*--engine openvino"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused_by_name(

@@ -103,9 +103,7 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         engine_of(tmp_path / "net.tflite")
 
 
-@pytest.mark.parametrize(
-    "options", [{"device": "cuda:0"}, {"quantization": "int8"}, {"memory_efficient": True}]
-)
+@pytest.mark.parametrize("options", [{"device": "cuda:0"}, {"quantization": "int8"}])
 def test_options_that_it_cannot_honour(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(Unsupported, match="OpenVINO engine"):
         engine_of(network(tmp_path / "net.xml"), **options)

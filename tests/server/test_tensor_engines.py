@@ -10,7 +10,7 @@ import pytest
 
 from ds_engines import tensorrt_library
 from ds_engines.errors import ConfigError
-from ds_serve import extras
+from ds_serve import extras, tensor_engines
 from ds_serve.models import ModelSource, resolve_all
 from ds_serve.repository.folder import read_model
 from ds_serve.settings import Settings
@@ -166,7 +166,9 @@ def test_the_workers_device_is_the_one_asked_for(onnx: Path, device: str) -> Non
     settings = Settings(device=device)
     source = chosen(onnx, device=device)
     launch.check_source(settings, source)
-    assert launch.device_of(settings, source) == ("cuda" if device == "auto" else device)
+    assert tensor_engines.device_of(source.engine, settings.device) == (
+        "cuda" if device == "auto" else device
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -179,6 +181,10 @@ def test_several_devices_or_others_are_refused(onnx: Path, device: str) -> None:
 def test_other_engines_stay_on_the_cpu(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_machine_with(monkeypatch, "")
     source = chosen(onnx)
-    assert launch.device_of(Settings(), source) == "cpu"
-    with pytest.raises(ConfigError, match="has only cpu here"):
-        launch.check_source(Settings(device="cuda"), source)
+    assert tensor_engines.device_of(source.engine, "auto") == "cpu"
+    assert tensor_engines.device_of(source.engine, "cuda:1") == "cuda:1"
+    assert source.why.endswith("ONNX Runtime runs it on the CPU")
+    with pytest.raises(ConfigError, match="runs on openvino, which has only cpu here"):
+        launch.check_source(Settings(device="cuda"), chosen(onnx, engine="openvino"))
+    with pytest.raises(ConfigError, match="has auto, cpu, cuda and rocm"):
+        launch.check_source(Settings(device="cuda:0,1"), source)

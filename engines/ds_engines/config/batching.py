@@ -120,7 +120,8 @@ def slots(spec: ModelSpec, groups: Iterable[ModelInstanceGroup], source: str) ->
     for group in groups:
         refuse_other(group, source, "instance_group.", _GROUP)
         kind = ModelInstanceGroup.Kind.Name(group.kind)
-        if kind not in ("KIND_AUTO", "KIND_CPU") and spec.engine in CPU_ENGINES:
+        on_cpu = spec.engine in CPU_ENGINES and not spec.accelerated
+        if kind not in ("KIND_AUTO", "KIND_CPU") and on_cpu:
             raise ConfigError(
                 f"{source}: instance_group.kind is {kind}, but {spec.engine} runs on the CPU; "
                 "it must be KIND_CPU or KIND_AUTO"

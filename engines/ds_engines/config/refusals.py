@@ -16,7 +16,9 @@ Honoured = Mapping[str, Callable[[Any], bool]]
 
 _HINTS: Honoured = {
     "graph": lambda graph: graph.level >= 0,
-    "execution_accelerators": lambda given: not given.cpu_execution_accelerator,
+    "execution_accelerators": lambda given: all(
+        each.name == "openvino" for each in given.cpu_execution_accelerator
+    ),
     **dict.fromkeys(
         (
             "priority",

@@ -8,6 +8,7 @@ import msgspec
 
 from ds_engines.config.refusals import Honoured, honoured, refuse_other
 from ds_engines.config_message import type_name, without
+from ds_engines.datatypes import DATATYPES
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import DataType, ModelInput, ModelOutput
@@ -80,6 +81,41 @@ def _with_rows(spec: ModelSpec, known: TensorSpec, given: ModelInput | ModelOutp
     if lacking and spec.batch.max_batch_size and known.shape[0] == -1:
         return msgspec.structs.replace(known, batch_axis=0)
     return known
+
+
+def declared(
+    given: Iterable[ModelInput | ModelOutput], size: int, where: str, *, brain: bool = False
+) -> tuple[TensorSpec, ...]:
+    """The tensors of a model of which only its configuration says what it takes and gives.
+
+    `size` is its max_batch_size; `brain`: BF16 may be among their types. Raises ConfigError.
+    """
+    return tuple(_declared(tensor, size, f"{where} {tensor.name!r}", brain) for tensor in given)
+
+
+def _declared(given: ModelInput | ModelOutput, size: int, where: str, brain: bool) -> TensorSpec:
+    if not given.name:
+        raise ConfigError(f"{where}: a tensor needs a name")
+    dims = own_shape(given)
+    if any(size != -1 and size < 1 for size in dims):
+        raise ConfigError(
+            f"{where}: its dims or reshape.shape are {list(dims)}; each must be -1 or above 0"
+        )
+    return TensorSpec(
+        name=given.name,
+        datatype=_datatype(given.data_type, where, brain),
+        shape=(-1, *dims) if size else dims,
+        batch_axis=0 if size else None,
+        optional=isinstance(given, ModelInput) and given.optional,
+    )
+
+
+def _datatype(data_type: DataType, where: str, brain: bool) -> str:
+    name = DataType.Name(data_type).removeprefix("TYPE_")
+    name = "BYTES" if name == "STRING" else name
+    if name not in DATATYPES or (name == "BF16" and not brain):
+        raise ConfigError(f"{where}: data_type is TYPE_{name}, which numpy has not")
+    return name
 
 
 def own_shape(given: ModelInput | ModelOutput) -> Shape:

@@ -65,10 +65,13 @@ class Buffer:
             if self._own is not None:
                 self._copy(self.device + start, self._host + start, stop - start, UP, stream)
 
-    def fetch(self, size: int, stream: Stream) -> None:
-        """Start to copy the first `size` bytes to the host; they are there when the stream is."""
-        if size and self._own is not None:
-            self._copy(self._host, self.device, size, DOWN, stream)
+    def fetch(self, size: int, stream: Stream, source: int = 0) -> None:
+        """Start to copy the first `size` bytes to the host; they are there when the stream is.
+
+        `source`: another address of the device than the buffer's own.
+        """
+        if size and (source or self._own is not None):
+            self._copy(self._host, source or self.device, size, DOWN, stream)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """What the host has, as an array of its own."""

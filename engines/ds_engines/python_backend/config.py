@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,12 @@ from google.protobuf import json_format
 
 from ds_engines import config_pbtxt
 from ds_engines.config.sequences import FALSE_TRUE
-from ds_engines.config.tensors import own_shape
-from ds_engines.datatypes import DATATYPES
+from ds_engines.config.tensors import declared
 from ds_engines.errors import ConfigError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_proto.model_config_pb2 import (
     DataType,
     ModelConfig,
-    ModelInput,
-    ModelOutput,
     ModelSequenceBatching,
 )
 
@@ -62,8 +59,8 @@ def completed(spec: ModelSpec, config: ModelConfig, source: str, folder: Path | 
     delay = config.dynamic_batching.max_queue_delay_microseconds
     spec = msgspec.structs.replace(
         spec,
-        inputs=(*_tensors(config.input, size, f"{source}: input"), *_controls(config, size)),
-        outputs=_tensors(config.output, size, f"{source}: output"),
+        inputs=(*declared(config.input, size, f"{source}: input"), *_controls(config, size)),
+        outputs=declared(config.output, size, f"{source}: output"),
         batch=msgspec.structs.replace(spec.batch, max_batch_size=size, max_delay_us=delay),
         decoupled=config.model_transaction_policy.decoupled,
         parameters={key: value.string_value for key, value in config.parameters.items()},
@@ -90,12 +87,6 @@ def _refuse(config: ModelConfig, source: str) -> None:
         raise ConfigError(f"{source}: response_cache cannot go with decoupled answers")
 
 
-def _tensors(
-    given: Iterable[ModelInput | ModelOutput], size: int, where: str
-) -> tuple[TensorSpec, ...]:
-    return tuple(_tensor(tensor, size, f"{where} {tensor.name!r}") for tensor in given)
-
-
 def _controls(config: ModelConfig, size: int) -> list[TensorSpec]:
     """The inputs by which a model is told where in its sequence a request is."""
     shape, axis = ((-1, 1), 0) if size else ((1,), None)
@@ -111,31 +102,6 @@ def _control_type(control: ModelSequenceBatching.Control) -> str:
     if control.data_type:
         return DataType.Name(control.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
     return next((kind for field, kind in FALSE_TRUE.items() if getattr(control, field)), "INT32")
-
-
-def _tensor(given: ModelInput | ModelOutput, size: int, where: str) -> TensorSpec:
-    if not given.name:
-        raise ConfigError(f"{where}: a tensor needs a name")
-    dims = own_shape(given)
-    if any(size != -1 and size < 1 for size in dims):
-        raise ConfigError(
-            f"{where}: its dims or reshape.shape are {list(dims)}; each must be -1 or above 0"
-        )
-    return TensorSpec(
-        name=given.name,
-        datatype=_datatype(given.data_type, where),
-        shape=(-1, *dims) if size else dims,
-        batch_axis=0 if size else None,
-        optional=isinstance(given, ModelInput) and given.optional,
-    )
-
-
-def _datatype(data_type: DataType, where: str) -> str:
-    name = DataType.Name(data_type).removeprefix("TYPE_")
-    name = "BYTES" if name == "STRING" else name
-    if name not in DATATYPES or name == "BF16":
-        raise ConfigError(f"{where}: data_type is TYPE_{name}, which numpy has not")
-    return name
 
 
 def _numbers(value: Any, field: str = "") -> Any:

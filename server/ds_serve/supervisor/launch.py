@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from ds_engines.base import EngineOptions
-from ds_engines.errors import ConfigError
+from ds_engines import precision
+from ds_engines.base import EngineOptions, require_inspector
+from ds_engines.errors import ConfigError, Unsupported
 from ds_engines.spec import BatchPolicy, ModelSpec
-from ds_serve import spans, tracing, upstream
+from ds_serve import spans, tensor_engines, tracing, upstream
 from ds_serve.embed import settings as encoder
 from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
-from ds_serve.settings import Settings
-from ds_serve.tensor_engines import TENSORRT
+from ds_serve.settings import Settings, flag
 from ds_serve.text_models import ENCODER, VLLM
 from ds_serve.text_tensors import INPUTS, OUTPUTS, of_encoder
 from ds_serve.vllm import command as vllm
@@ -29,7 +28,7 @@ from ds_serve.vllm.guard import Job
 from ds_serve.vllm.options import Options, options, own
 from ds_serve.worker.config import CacheConfig, WorkerConfig
 
-TORCH = "torch"
+TORCH, PYTHON = "torch", "python"
 TEXT_PLATFORM = "openvino_genai"
 _PLATFORMS = {upstream.ENGINE: "openai", VLLM: "vllm", ENCODER: "openvino"}
 
@@ -78,25 +77,23 @@ def check_source(settings: Settings, source: ModelSource) -> None:
         )
     if source.task == "text":
         _check_text(source, options(settings, source))
-    if source.engine == TENSORRT:
-        _check_gpu(settings, source)
-    elif settings.device not in ("auto", "cpu"):
-        raise ConfigError(
-            f"--device {settings.device}: model {source.name!r} runs on {source.engine}, "
-            "which has only cpu here"
-        )
-    if settings.memory_efficient and source.task == "tensor":
-        raise ConfigError(
-            f"--memory-efficient: {source.engine} has no such mode for model {source.name!r}"
-        )
+    tensor_engines.check_device(source.name, source.engine, settings.device)
+    if source.task == "tensor":
+        _check_tensor(settings, source)
 
 
-def _check_gpu(settings: Settings, source: ModelSource) -> None:
-    if settings.device != "auto" and not re.fullmatch(r"cuda(:\d+)?", settings.device):
-        raise ConfigError(
-            f"--device {settings.device}: model {source.name!r} runs on one NVIDIA GPU: give auto, "
-            "cuda, or one by its number, such as cuda:0"
-        )
+def _check_tensor(settings: Settings, source: ModelSource) -> None:
+    precision.canonical(settings.dtype)
+    if settings.debug_numerics:
+        try:
+            require_inspector(source.engine)
+        except Unsupported as error:
+            raise ConfigError(f"model {source.name!r}: {error}") from None
+    for name in ("memory_efficient", "dtype"):
+        if source.engine == PYTHON and getattr(settings, name) not in (False, "auto"):
+            raise ConfigError(
+                f"{flag(name)}: model {source.name!r} is a Python model, which decides by itself"
+            )
 
 
 def _check_encoder(source: ModelSource, given: Options) -> None:
@@ -157,7 +154,14 @@ def worker_config(
             version=source.version,
             batch=policy,
         ),
-        options=EngineOptions(threads=threads, device=device_of(settings, source)),
+        options=EngineOptions(
+            threads=threads,
+            device=tensor_engines.device_of(source.engine, settings.device),
+            memory_efficient=settings.memory_efficient,
+            dtype=precision.canonical(settings.dtype),
+            debug_numerics=settings.debug_numerics,
+            trust=settings.trust,
+        ),
         socket=socket,
         config_file=source.config,
         folder=source.folder,
@@ -165,13 +169,6 @@ def worker_config(
         allow_unverified=settings.allow_unverified,
         fallback=source.fallback,
     )
-
-
-def device_of(settings: Settings, source: ModelSource) -> str:
-    """What an engine of tensor models runs on, as EngineOptions has it."""
-    if source.engine != TENSORRT:
-        return "cpu"
-    return "cuda" if settings.device == "auto" else settings.device
 
 
 def _cache(settings: Settings, control: Path) -> CacheConfig | None:

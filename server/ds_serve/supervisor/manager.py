@@ -27,7 +27,6 @@ from ds_serve.repository.library import Library
 from ds_serve.settings import Settings
 from ds_serve.supervisor import launch
 from ds_serve.supervisor.fleet import Fleet, has_worker
-from ds_serve.text_models import Wish
 from ds_serve.transport.orders import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -228,8 +227,8 @@ class Manager:
     async def _staged(self, name: str, scratch: Path, whole: bool) -> list[ModelSource]:
         if not whole:
             return await self._read(name, scratch / "config.pbtxt")
-        given = self._settings
-        wish = Wish(given.engine, given.vllm_python, given.device)
+        # What a client has sent is never trusted with code of its own.
+        wish = self._settings.wish._replace(trust=False)
         sources = await asyncio.to_thread(read_model, scratch, name, wish=wish)
         for source in sources:
             launch.check_source(self._settings, source)

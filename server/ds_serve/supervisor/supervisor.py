@@ -28,7 +28,6 @@ from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
 from ds_serve.supervisor.upstream import UpstreamKeeper
 from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
-from ds_serve.text_models import Wish
 from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
 
@@ -51,8 +50,7 @@ class Supervisor:
         launch.check(settings, sources)
         self.settings = settings
         refusal = admission.never if settings.allow_unverified else admission.Remembered()
-        wish = Wish(settings.engine, settings.vllm_python, settings.device)
-        self._library = Library(sources, settings.model_repository, refusal, wish)
+        self._library = Library(sources, settings.model_repository, refusal, settings.wish)
         self._folder = folder
         self._on_ready = on_ready
         self._held = [

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 
+_LONG = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Names that tensor models' numbers have, and vLLM's."""
+
 Given = tuple[tuple[str, str], ...]
 
 
@@ -82,12 +85,13 @@ def own(given: Given, key: str) -> str:
 def options(settings: Settings, source: ModelSource) -> Options:
     """What holds for this model. Raises ConfigError for a value that cannot be."""
     values = {name: getattr(settings, name) for name in NAMES}
+    values["dtype"] = _LONG.get(settings.dtype, settings.dtype)
     for key, value in source.options:
         if key == "lora":
             first = values["lora"] is settings.lora
             values["lora"] = (value,) if first else (*values["lora"], value)
         elif key != "engine":
-            values[key] = value
+            values[key] = _LONG.get(value, value) if key == "dtype" else value
     try:
         made = msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:

@@ -10,7 +10,7 @@ import time
 import msgspec
 import uvloop
 
-from ds_engines import base, config_pbtxt
+from ds_engines import base, config_pbtxt, torch_archive
 from ds_engines.base import BatchEngine
 from ds_engines.cuda.ledger import DoesNotFit
 from ds_engines.errors import LoadError, ServeError, Unsupported
@@ -24,7 +24,7 @@ from ds_serve.worker.worker import Worker
 
 log = logging.getLogger("ds_serve.worker")
 
-PYTHON, TENSORRT = "python", "tensorrt"
+PYTHON, TENSORRT, ONNXRUNTIME, TORCH = "python", "tensorrt", "onnxruntime", "torch"
 
 
 def load(config: WorkerConfig) -> BatchEngine:
@@ -62,11 +62,17 @@ def _loaded(config: WorkerConfig) -> BatchEngine:
 
 
 def _asked(config: WorkerConfig) -> ModelSpec:
-    """The spec with what its configuration asks of an engine that builds the model first."""
-    if config.config_file is None or config.spec.engine != TENSORRT:
+    """The spec with what the engine has to know of its configuration before it loads the model."""
+    if config.config_file is None or config.spec.engine not in (TENSORRT, ONNXRUNTIME, TORCH):
         return config.spec
-    said = config_pbtxt.read(config.config_file)
-    return config_pbtxt.foretold(config.spec, said, str(config.config_file))
+    said, source = config_pbtxt.read(config.config_file), str(config.config_file)
+    if config.spec.engine == TENSORRT:
+        return config_pbtxt.foretold(config.spec, said, source)
+    if config.spec.engine == ONNXRUNTIME:
+        return config_pbtxt.accelerated(config.spec, said)
+    if torch_archive.kind(config.spec.artifact) in torch_archive.CODE:
+        return config_pbtxt.described(config.spec, said, source)
+    return config.spec
 
 
 def _described(engine: BatchEngine, config: WorkerConfig) -> BatchEngine:
