@@ -158,7 +158,8 @@ def test_a_file_cut_short_is_refused(program: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"device": "tpu"}, {"quantization": "int8"}, {"memory_efficient": True}]
+    "options",
+    [{"device": "tpu"}, {"device": "rocm"}, {"device": "cuda:1"}, {"quantization": "int8"}],
 )
 def test_options_that_it_cannot_honour(program: Path, options: dict[str, Any]) -> None:
     with pytest.raises(Unsupported):
