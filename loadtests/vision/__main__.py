@@ -80,12 +80,13 @@ def _detector(folder: Path, given: argparse.Namespace, shown: Reporter) -> tuple
     path, told = folder / "detector.onnx", folder / "detector.txt"
     if not (path.exists() and told.exists()):
         plan = replace(Plan(), steps=given.steps, threads=given.threads)
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         detector = trained(plan, shown)
         about = (
-            f"Trained for {time.monotonic() - began:.0f} s, drawing of {plan.boards} boards "
-            f"included, in {plan.steps} steps of {plan.batch} crops on {plan.threads} threads "
-            f"(PyTorch {torch.__version__.partition('+')[0]})."
+            f"Trained in {plan.steps} steps of {plan.batch} crops of {plan.boards} boards, on "
+            f"{plan.threads} threads of PyTorch {torch.__version__.partition('+')[0]}: "
+            f"{time.process_time() - used:.0f} s of CPU time, which took "
+            f"{time.monotonic() - began:.0f} s."
         )
         write_onnx(detector, path)
         told.write_text(about)

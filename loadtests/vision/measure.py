@@ -36,7 +36,7 @@ def inspected(path: Path, boards: Iterable[Board], threads: int = 0) -> Outcome:
 
 
 def score_for(precision: float, found: Outcome) -> float:
-    """The least score at which so large a share of what is found is right; 1 where there is none."""
+    """The least score at which this share of what is found is right; 1 where there is none."""
     shares = np.cumsum(found.right) / np.arange(1, len(found.right) + 1)
     enough = np.nonzero(shares >= precision)[0]
     return float(found.scores[enough[-1]]) if len(enough) else 1.0

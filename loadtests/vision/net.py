@@ -47,7 +47,7 @@ class Detector(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.stem = Convolution(3, width, 2)
-        self.stage1 = nn.Sequential(Convolution(width, 2 * width, 2), Block(2 * width))
+        self.stage1 = Convolution(width, 2 * width, 2)
         self.stage2 = nn.Sequential(Convolution(2 * width, 4 * width, 2), Block(4 * width))
         self.stage3 = nn.Sequential(Convolution(4 * width, 6 * width, 2), Block(6 * width))
         pyramid = 3 * width
