@@ -199,7 +199,8 @@ def test_of_those_that_wait_the_lowest_priority_is_first(start: Start) -> None:
         answered.append(priority)
 
     with worker.http.stream("POST", "/v1/completions", json=LONG) as holder:
-        next(holder.iter_lines())
+        lines = holder.iter_lines()  # dropping the iterator would close the stream
+        next(lines)
         asking = [threading.Thread(target=ask, args=(priority,)) for priority in (9, 5, 1)]
         for count, thread in enumerate(asking, 1):
             thread.start()
