@@ -12,7 +12,8 @@ import onnxruntime as ort
 
 from ds_engines import datatypes
 from ds_engines.base import EngineOptions
-from ds_engines.errors import LoadError, Unsupported
+from ds_engines.errors import LoadError
+from ds_engines.onnx_halves import halved
 from ds_engines.onnxruntime_devices import CPU, Choice, choose, converts, providers
 from ds_engines.precision import BF16
 
@@ -86,27 +87,6 @@ def opened(
 def source(artifact: Path, choice: Choice, options: EngineOptions) -> Path | bytes:
     """The file, or what `--dtype fp16` makes of it for a provider that computes in its types."""
     return halved(artifact) if converts(choice, options.dtype) else artifact
-
-
-def halved(artifact: Path) -> bytes:
-    """The model with FP16 in place of FP32, but for its inputs and outputs."""
-    try:
-        import onnx  # noqa: PLC0415 - it is not in the serving install
-        from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
-    except ImportError as error:
-        raise Unsupported(
-            f"--dtype fp16: to turn {artifact.name} into FP16 takes the package {error.name}: pip "
-            f"install {error.name}; or give a file of FP16, which ds-quantize makes"
-        ) from error
-    try:
-        made: bytes = convert_float_to_float16(
-            onnx.load(artifact), keep_io_types=True
-        ).SerializeToString()
-    except Exception as error:
-        raise LoadError(
-            f"--dtype fp16: {artifact} cannot be turned into FP16: {first_line(error)}"
-        ) from error
-    return made
 
 
 def placed(

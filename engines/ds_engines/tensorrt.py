@@ -152,6 +152,7 @@ class TensorRTEngine:
 
     def _built(self, spec: ModelSpec, source: Path) -> Any:
         options = tensorrt_store.granted(tensorrt_store.options_of(spec), self._options)
+        source, options = tensorrt_store.prepared(self.library, source, options)
         watch = tensorrt_store.steps(f"model {spec.name}")
         plan = tensorrt_store.built(self.library, source, options, self._device.kind, watch)
         engine = self._read(spec, plan)

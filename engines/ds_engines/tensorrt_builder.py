@@ -135,7 +135,7 @@ class _Builder:
         if self.library.typed and not self._typed and not self.library.flag(wanted):
             raise LoadError(
                 f"--dtype {self.options.dtype}: {self.library} builds {self.source.name} in the "
-                f"types that it has; give a file of {wanted}"
+                f"types that it has; give a file of {wanted}, or --dtype fp16"
             )
 
     def _flags(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,8 @@ from ds_engines import manifest
 from ds_engines.base import EngineOptions
 from ds_engines.batch_axes import ROWS
 from ds_engines.errors import LoadError
-from ds_engines.precision import AUTO
+from ds_engines.onnx_halves import halved
+from ds_engines.precision import AUTO, FP16
 from ds_engines.spec import ModelSpec
 from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build, keep
 from ds_engines.tensorrt_layers import PlanLayer
@@ -120,6 +122,19 @@ def granted(options: BuildOptions, said: EngineOptions) -> BuildOptions:
     return msgspec.structs.replace(options, dtype=dtype, workspace=workspace)
 
 
+def prepared(library: Library, source: Path, options: BuildOptions) -> tuple[Path, BuildOptions]:
+    """The file to build, and how: where types are the file's alone, FP16 takes another file, which
+    is kept. Raises Unsupported and LoadError.
+    """
+    if options.dtype != FP16 or not library.typed or library.flag("FP16") is not None:
+        return source, options
+    half = home() / f"{_short(_digest(source), FP16)}.onnx"
+    if not half.is_file():
+        with _writing():
+            keep(half, halved(source))
+    return half, msgspec.structs.replace(options, dtype=AUTO)
+
+
 class _Strict(BuildOptions, frozen=True, forbid_unknown_fields=True):
     def options(self) -> BuildOptions:
         return BuildOptions(**msgspec.structs.asdict(self))
@@ -135,17 +150,23 @@ def built(
         return plan
     log.info("%s: %s builds a plan, which is kept for the next time", source.name, library)
     timings = home() / f"timings-{_short(str(library), gpu)}"
-    try:
+    with _writing():
         made = build(library, source, options, watch=watch, timing_cache=timings)
         known = Facts(str(library), gpu, digest, options, made.inputs, made.outputs, made.layers)
         keep(plan.with_name(plan.name + ".json"), msgspec.json.encode(known))
         keep(plan, made.plan)
+    return plan
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LoadError(
             f"the cache {home()} cannot be written: {error.strerror}; set DS_SERVE_CACHE to a "
             "folder that can be"
         ) from error
-    return plan
 
 
 def home() -> Path:

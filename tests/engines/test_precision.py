@@ -14,7 +14,7 @@ import pytest
 
 from ds_engines.base import BatchEngine, EngineOptions, load
 from ds_engines.errors import ConfigError
-from ds_engines.onnxruntime_session import halved
+from ds_engines.onnx_halves import halved
 from ds_engines.precision import canonical
 from ds_engines.spec import BatchPolicy, ModelSpec
 

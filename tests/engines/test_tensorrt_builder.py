@@ -14,9 +14,10 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from ds_engines import tensorrt_library, tensorrt_store  # noqa: E402
+from ds_engines.base import EngineOptions  # noqa: E402
 from ds_engines.errors import LoadError  # noqa: E402
 from ds_engines.spec import BatchPolicy, ModelSpec  # noqa: E402
-from ds_engines.tensorrt_builder import BuildOptions, Built, build  # noqa: E402
+from ds_engines.tensorrt_builder import BuildOptions, Built, _Builder, build  # noqa: E402
 from ds_engines.tensorrt_layers import PlanLayer  # noqa: E402
 from ds_engines.tensorrt_library import Library  # noqa: E402
 
@@ -110,6 +111,38 @@ def test_options_of_a_build(library: Library, tmp_path: Path) -> None:
     assert layer_of(build(library, source, options), "conv", "correlation").inputs == ("FP32",)
     with pytest.raises(LoadError, match=r"dla is 0, but tensorrt_rtx .* finds no DLA cores"):
         build(library, source, BuildOptions(dla=0))
+
+
+def test_fp16_that_is_asked_for_takes_a_file_of_fp16_where_types_are_the_files(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path / "cache"))
+    source = network(tmp_path / "net.onnx")
+    asked = tensorrt_store.granted(BuildOptions(), EngineOptions(dtype="fp16"))
+    half, options = tensorrt_store.prepared(library, source, asked)
+    assert half.is_relative_to(tmp_path / "cache/tensorrt")
+    built = build(library, half, options)
+    assert layer_of(built, "conv", "correlation").inputs == ("FP16",)
+    assert [each.datatype for each in (*built.inputs, *built.outputs)] == ["FP32", "FP32"]
+    with pytest.raises(LoadError, match="in the types that it has; give a file of BF16"):
+        build(library, source, BuildOptions(dtype="bf16"))
+
+
+def test_fp32_is_no_tf32_and_less_memory_is_less_to_work_in(
+    library: Library, tmp_path: Path
+) -> None:
+    source = network(tmp_path / "net.onnx")
+    options = tensorrt_store.granted(
+        BuildOptions(), EngineOptions(dtype="fp32", memory_efficient=True)
+    )
+    assert options.workspace == tensorrt_store.SMALL_WORKSPACE
+    flag = library.api.BuilderFlag.TF32
+    assert _Builder(library, source, BuildOptions()).config.get_flag(flag)
+    made = _Builder(library, source, options)
+    assert not made.config.get_flag(flag)
+    pool = library.api.MemoryPoolType.WORKSPACE
+    assert made.config.get_memory_pool_limit(pool) == tensorrt_store.SMALL_WORKSPACE << 20
+    assert layer_of(made.build(), "conv", "correlation").inputs == ("FP32",)
 
 
 @pytest.mark.parametrize(
