@@ -12,7 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-TOGETHER = ("tests/e2e/text/", "tests/server/text/")
+TOGETHER = ("tests/e2e/text/", "tests/server/text/", "tests/deploy/test_dashboards_scrape.py")
 """All of these run in one process, since a chat model takes every core; others go by the module."""
 
 FIRST = (*TOGETHER, "tests/e2e/", "tests/loadtests/", "tests/profiler/")

@@ -162,7 +162,7 @@ def _server() -> dict[str, Schema]:
         "fetch": {"type": "array", "items": NAMED},
         "cache": whole(size=QUANTITY, claim=CLAIM),
         "ports": whole(http=PORT, grpc=PORT, metrics=PORT),
-        "probes": whole(startupSeconds=POSITIVE),
+        "probes": whole(startupSeconds=POSITIVE, readySeconds=POSITIVE),
         "drain": whole(preStopSeconds=POSITIVE, marginSeconds=POSITIVE),
         "spot": whole(cloud=one_of("", "eks", "karpenter", "gke", "aks")),
     }

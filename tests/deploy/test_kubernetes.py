@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -282,6 +284,20 @@ def test_the_nodes_of_a_group_are_told_the_same() -> None:
     assert "--node-rank=0" in theirs
     assert "--node-rank=$(LWS_WORKER_INDEX)" in worker
     assert f"--nnodes={template['size']}" in common
+
+
+def test_the_workers_of_a_group_outlive_its_leader() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as leader:
+        port = leader.getsockname()[1]
+        group = one(rendered("multi-node", f"multiNode.port={port}"), "LeaderWorkerSet")
+        worker = container(group["spec"]["leaderWorkerTemplate"]["workerTemplate"])
+        command = worker["lifecycle"]["preStop"]["exec"]["command"]
+        where = os.environ | {"LWS_LEADER_ADDRESS": "127.0.0.1"}
+        hook = subprocess.Popen(command, env=where)
+        for _ in range(2):
+            leader.accept()[0].close()
+        assert hook.poll() is None
+    assert hook.wait(30) == 0
 
 
 def test_a_group_can_be_scaled_too() -> None:

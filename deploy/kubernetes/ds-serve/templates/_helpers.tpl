@@ -348,3 +348,14 @@ scaleDown:
 - {{ include "ds.word" . | quote }}
 {{- end }}
 {{- end }}
+
+{{- /* Ends when the leader's vLLM has: then nobody listens where the nodes have met. */ -}}
+{{- define "ds.outliveLeader" -}}
+import os, socket, time
+try:
+    while True:
+        socket.create_connection((os.environ["LWS_LEADER_ADDRESS"], {{ .Values.multiNode.port }}), 5).close()
+        time.sleep(1)
+except OSError:
+    pass
+{{- end }}
