@@ -22,6 +22,8 @@ BODY = {
 }
 CLIENTS = 2
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -127,7 +129,6 @@ def test_what_the_server_cannot_load_is_not_promoted(server: Server, repository:
     assert "http://127.0.0.1:9 does not answer: Connection refused" in nobody.stderr
 
 
-@pytest.mark.slow
 def test_a_server_that_follows_its_repository(repository: Path, tmp_path: Path) -> None:
     net = tmp_path / "models" / "net"
     for seed in (1, 2):
@@ -144,7 +145,6 @@ def test_a_server_that_follows_its_repository(repository: Path, tmp_path: Path) 
     assert load.failures == []
 
 
-@pytest.mark.slow
 def test_pulled_and_served_in_one(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

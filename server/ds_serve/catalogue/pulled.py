@@ -130,25 +130,13 @@ def _latest(home: Home, error: Unreachable, progress: Progress) -> Path:
 def _pull(
     home: Home, source: Source, listing: Listing, folder: Path, progress: Progress, limit: int
 ) -> None:
-    make_room(home.root, limit, listing.size, source.where, progress)
+    prune.make_room(home.root, limit, listing.size, source.where, progress)
     with staged(home.staging, source, listing, progress) as files:
         record = records.make(files, source.name, source.where, listing.revision)
         shutil.rmtree(folder, ignore_errors=True)  # one that has been damaged since
         files.rename(folder)
         sync_folder(folder.parent)
     progress.note(f"{source.where} is ready in {folder} ({record.size / MB:,.1f} MB)")
-
-
-def make_room(root: Path, limit: int, needed: int, where: str, progress: Progress) -> None:
-    """Keep the cache within its limit, also with what is about to come."""
-    if not limit:
-        return
-    if needed > limit:
-        raise LoadError(
-            f"{where} has {needed / MB:,.1f} MB, and the cache is limited to {limit / MB:,.1f} MB; "
-            "raise DS_SERVE_CACHE_LIMIT, or pull it --to a repository"
-        )
-    prune.shrink(root, limit - needed, progress)
 
 
 @contextlib.contextmanager

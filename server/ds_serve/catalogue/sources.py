@@ -158,8 +158,8 @@ def parse(text: str) -> Source:
     path = Path(text).expanduser()
     if not path.exists():
         raise ConfigError(
-            f"{text!r} is no file, no folder, no address and no id of the Hugging Face hub, such "
-            f"as org/name; and there is {unknown(text)}"
+            f"{unknown(text)} (nor is it a file, a folder, an address or an id of the Hugging Face "
+            "hub, such as org/name)"
         )
     from ds_serve.catalogue.addresses import Address  # noqa: PLC0415
 

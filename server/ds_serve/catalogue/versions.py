@@ -57,6 +57,10 @@ class Model:
             raise ConfigError(bad_name(self.name))
 
     @property
+    def _past(self) -> Path:
+        return self.home / f"{self.name}.json"
+
+    @property
     def where(self) -> str:
         return str(self.folder)
 
@@ -152,7 +156,7 @@ class Model:
         if before == [version] == self.promoted():
             return before
         history = self._history()
-        if before:
+        if before not in ([], [version]):
             history.before.append(before)
         self._write(history)
         self._serve([version])
@@ -175,14 +179,26 @@ class Model:
         self._write(history)
         return again, now
 
-    def undo(self, before: Sequence[int]) -> None:
-        """Take a promotion back that no server could follow."""
-        history = self._history()
-        if before and history.before and history.before[-1] == list(before):
-            history.before.pop()
-            self._write(history)
-        if before:
-            self._serve(before)
+    @contextlib.contextmanager
+    def tentative(self) -> Iterator[None]:
+        """What is promoted in this context, or taken back, is so only if nothing is raised."""
+        places = (self._past, self.folder / CONFIG)
+        before = [(path, path.read_bytes() if path.is_file() else None) for path in places]
+        try:
+            yield
+        except BaseException:
+            for path, data in before:
+                self._restore(path, data)
+            raise
+
+    def _restore(self, path: Path, data: bytes | None) -> None:
+        if data is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != data:
+            new = self.home / f"{self.name}.before"
+            _store(new, data)
+            shutil.copymode(path, new)
+            new.replace(path)
 
     def check(self, version: int) -> None:
         """Raise LoadError, ConfigError where a version is not there, not as it was pulled, or not
@@ -230,7 +246,7 @@ class Model:
         sync_folder(self.folder)
 
     def _history(self) -> _History:
-        path = self.home / f"{self.name}.json"
+        path = self._past
         try:
             return msgspec.json.decode(path.read_bytes(), type=_History)
         except FileNotFoundError:
@@ -239,10 +255,9 @@ class Model:
             raise ConfigError(f"{path} is no history of promotions: {error}") from None
 
     def _write(self, history: _History) -> None:
-        path = self.home / f"{self.name}.json"
-        new = path.with_suffix(".json.new")
+        new = self.home / f"{self.name}.json.new"
         _store(new, msgspec.json.encode(history))
-        new.replace(path)
+        new.replace(self._past)
 
 
 def gate(folder: Path) -> str:

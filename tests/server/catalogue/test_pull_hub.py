@@ -66,6 +66,7 @@ def visible(root: Path) -> list[Path]:
     return list((root / "pulled").glob("[!.]*/*"))
 
 
+@pytest.mark.slow
 def test_all_that_is_wanted_comes_once_and_keys_stay_at_home(hub: Hub, tmp_path: Path) -> None:
     hub.token = "secret"
     status, out, err = run(hub, tmp_path, "pull", "org/tiny", HF_TOKEN="secret")
@@ -127,6 +128,7 @@ def test_a_killed_pull_leaves_nothing_to_see_and_goes_on(hub: Hub, tmp_path: Pat
     assert 0 < int(begun.removeprefix("bytes=").rstrip("-")) <= middle
 
 
+@pytest.mark.slow
 def test_several_pull_once(hub: Hub, tmp_path: Path) -> None:
     processes = [start(hub, tmp_path, "pull", "org/tiny") for _ in range(3)]
     ended = [(process.communicate(timeout=100), process.returncode) for process in processes]
@@ -148,6 +150,7 @@ def test_what_is_not_what_the_hub_states_is_deleted(hub: Hub, tmp_path: Path, na
     assert run(hub, tmp_path, "pull", "org/tiny")[0] == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_said_in_a_line(hub: Hub, tmp_path: Path) -> None:
     hub.token = "secret"
     private = run(hub, tmp_path, "pull", "org/tiny")

@@ -105,6 +105,10 @@ def test_promotions_and_the_way_back(
     ran("rollback", net.folder)
     assert net.served() == [3]
     assert "has no promotion that could be taken back" in refused(capsys, "rollback", net.folder)
+    nobody = ("--server", "http://127.0.0.1:9")
+    assert "does not answer" in refused(capsys, "promote", net.folder, "2", *nobody)
+    assert net.served() == [3]
+    assert "has no promotion" in refused(capsys, "rollback", net.folder)
     ran("pull", source, "--to", net.folder, "--promote")
     assert net.served() == [5]
 
