@@ -15,10 +15,10 @@ PLATFORM = "aarch64-manylinux_2_35"
 
 
 def dry_run(
-    folder: Path, python: str, *requirements: str | Path
+    folder: Path, python: str, *requirements: str | Path, platform: str = PLATFORM
 ) -> subprocess.CompletedProcess[str]:
     command = [UV, "pip", "install", "--dry-run", "--no-deps", "--only-binary", ":all:"]
-    command += ["--python-platform", PLATFORM, "--python-version", python]
+    command += ["--python-platform", platform, "--python-version", python]
     command += ["--target", folder, *requirements]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -42,6 +42,8 @@ def test_every_serving_package_has_a_wheel_for_aarch64(python: str, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_index")
-def test_a_package_without_such_a_wheel_is_found_out(tmp_path: Path) -> None:
-    done = dry_run(tmp_path, "3.12", "tensorrt-rtx-cu13-libs==1.7.1.116")
+def test_older_systems_are_told_apart(tmp_path: Path) -> None:
+    lock = ROOT / "requirements" / "serve.txt"
+    done = dry_run(tmp_path, "3.12", "-r", lock, platform="aarch64-manylinux_2_28")
     assert done.returncode != 0
+    assert "openvino" in done.stderr
