@@ -16,7 +16,7 @@ import deploy_tools
 import pytest
 import yaml
 from charts import CHART, DEPLOY, SETS, Json, helm, one, rendered, templates
-from kubernetes_schemas import mistakes
+from kubernetes_schemas import held_against_models, mistakes
 
 from ds_quantize import cli as quantize_cli
 from ds_serve import __version__, cli
@@ -63,6 +63,19 @@ def test_a_wrong_object_is_noticed() -> None:
     worker = group["spec"]["leaderWorkerTemplate"]["workerTemplate"]
     worker["spec"]["volumes"][0]["name"] = 3
     assert mistakes(group)
+
+
+@pytest.mark.slow
+def test_custom_resources_fit_their_own_models() -> None:
+    known = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1")
+    objects = [each for each in rendered("production") if each["apiVersion"] in known]
+    done = held_against_models(objects)
+    assert done.returncode == 0, done.stderr
+    kinds = {"ScaledObject", "ServiceMonitor", "PrometheusRule"}
+    assert set(done.stdout.split()) == kinds
+    wrong = copy.deepcopy(one(objects, "ScaledObject"))
+    wrong["spec"]["fallback"]["behavior"] = "none"
+    assert "behavior" in held_against_models([wrong]).stderr
 
 
 @every_set

@@ -1,7 +1,8 @@
 """What the tests of deploy/ need beside Python: found, or fetched once into the user's cache.
 
 Helm is in a wheel that AWS publishes, Kubernetes' schemas are in another wheel, Prometheus is a
-package of Debian and Ubuntu. Who asks for what cannot be had is skipped with the reason.
+package of Debian and Ubuntu, and npm has models of custom resources. Who asks for what cannot be
+had is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ HELM_SHA256 = "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd"
 SCHEMAS_WHEEL = "kubernetes-validate==1.37.0"
 SCHEMAS = "kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict/_definitions.json"
 SCHEMAS_SHA256 = "a3dcf2f82ff63d271aaa62f6b77442a0ac00b73239c39109a4dd235251b16f41"
+MODELS = ("@kubernetes-models/keda@2.0.0", "@kubernetes-models/prometheus-operator@6.0.0")
 SECONDS = 300
 
 
@@ -48,6 +50,11 @@ def promtool() -> str:
 def kubernetes_schemas() -> Path:
     """A file of JSON with the strict schema of each type of Kubernetes' API, by its name."""
     return _cached("kubernetes-1.37.json", _fetch_schemas)
+
+
+def custom_resources() -> Path:
+    """A folder where Node finds models of KEDA's and Prometheus' resources, made from their API."""
+    return _cached("custom-resources", _fetch_models)
 
 
 def _cached(name: str, fetch: Callable[[Path], dict[str, Path]]) -> Path:
@@ -81,6 +88,17 @@ def _fetch_schemas(folder: Path) -> dict[str, Path]:
     with zipfile.ZipFile(_wheel(SCHEMAS_WHEEL, folder)) as wheel:
         wheel.extract(SCHEMAS, folder)
     return {"kubernetes-1.37.json": _checked(folder / SCHEMAS, SCHEMAS_SHA256)}
+
+
+def _fetch_models(folder: Path) -> dict[str, Path]:
+    """Versions are pinned here; what they depend on may be newer."""
+    if shutil.which("npm") is None:
+        raise NotHere("there is no npm")
+    made = folder / "custom-resources"
+    made.mkdir()
+    _run(["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund",
+          "--prefix", str(made), *MODELS], made)  # fmt: skip
+    return {made.name: made}
 
 
 def _wheel(requirement: str, folder: Path) -> Path:

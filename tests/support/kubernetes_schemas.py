@@ -1,8 +1,9 @@
 """Objects of Kubernetes held against the schemas of its API.
 
 Kubernetes' own come from the package kubernetes-validate, in their strict form, which takes no
-unknown field. Of the custom resources no registry has a strict one, so those fields that the chart
-uses are here, as their references name them:
+unknown field. Models of KEDA's and Prometheus' resources are on npm, but let unknown fields pass;
+of LeaderWorkerSet there is none. So those fields that the chart uses are here, as their references
+name them:
 
 - ScaledObject: keda.sh/docs/2.18/reference/scaledobject-spec and scalers/prometheus
 - ServiceMonitor, PrometheusRule: prometheus-operator.dev/docs/api-reference/api
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
 from typing import Any
 
 import deploy_tools
@@ -128,6 +130,29 @@ CUSTOM = {
     ("monitoring.coreos.com/v1", "PrometheusRule"): PROMETHEUS_RULE,
     ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): LEADER_WORKER_SET,
 }
+
+
+VALIDATE = """
+import { readFileSync } from "node:fs";
+for (const each of JSON.parse(readFileSync(0, "utf8"))) {
+  const [group, version] = each.apiVersion.split("/");
+  const owner = group === "keda.sh" ? "keda" : "prometheus-operator";
+  const models = await import(`@kubernetes-models/${owner}/${group}/${version}/${each.kind}`);
+  new models[each.kind](each).validate();
+  console.log(each.kind);
+}
+"""
+
+
+def held_against_models(objects: list[Json]) -> subprocess.CompletedProcess[str]:
+    """Types and choices of ScaledObjects, ServiceMonitors and PrometheusRules, by their own API.
+    Each that is right is printed.
+    """
+    command = ["node", "--input-type=module", "--eval", VALIDATE]
+    return subprocess.run(
+        command, input=json.dumps(objects), cwd=deploy_tools.custom_resources(),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
 def mistakes(each: Json) -> list[str]:
