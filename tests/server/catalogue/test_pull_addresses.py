@@ -147,7 +147,7 @@ def test_what_is_not_there_and_who_may_not(origin: Origin, tmp_path: Path) -> No
         pull(parse(f"{origin.url}/none.onnx"), root=tmp_path)
     with pytest.raises(LoadError, match="cannot be reached: Connection refused"):
         pull(parse("http://127.0.0.1:9/net.onnx"), root=tmp_path)
-    with pytest.raises(ConfigError, match=r"no model named 'no-such'.* nor is it a file, a folder"):
+    with pytest.raises(ConfigError, match=r"no model named 'no-such'.*nor is it a file, a folder"):
         parse("no-such")
     with pytest.raises(ConfigError, match=r"cannot be read: .*gone"):
         pull(parse("gone://bucket/net"), root=tmp_path)
