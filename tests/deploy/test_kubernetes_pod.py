@@ -20,8 +20,8 @@ from serving import Server, until
 
 pytestmark = pytest.mark.slow
 
-STEPS = 2_000
-"""Of the slow model: some seconds."""
+STEPS = 500
+"""Of the slow model: about a second."""
 
 
 class Pod(NamedTuple):
