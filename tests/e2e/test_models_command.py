@@ -159,10 +159,10 @@ def test_pulled_and_served_in_one(
             answer = httpx2.post(f"{address}/v2/models/net/infer", json=BODY, timeout=60)
             assert answer.status_code == 200
             done("prune", "--limit", "0")
-            assert "is in use" in run("remove", "model").stderr
-            assert [row["name"] for row in json.loads(done("list", "--json"))] == ["model"]
+            assert "is in use" in run("remove", "source-1").stderr
+            assert [row["name"] for row in json.loads(done("list", "--json"))] == ["source-1"]
         finally:
             serving.terminate()
             serving.wait(30)
-    done("remove", "model")
+    done("remove", "source-1")
     assert json.loads(done("list", "--json")) == []

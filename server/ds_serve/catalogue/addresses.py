@@ -20,6 +20,9 @@ from ds_serve.catalogue.sources import Dropped, Listing, Part, Unreachable, mode
 DEEPEST = 8
 """Folders below one another that are looked into."""
 
+LONGEST_SUFFIX = 9
+"""Of a file's format; what is longer is a part of the name."""
+
 BLOCK = 8 << 20
 """Bytes that a file system is asked for at once."""
 
@@ -49,7 +52,7 @@ class Address:
         self.where = where or _public(url)
         path = PurePosixPath(unquote(urlsplit(url).path).rstrip("/") or urlsplit(url).netloc)
         self._file = path.name
-        self.name = model_name(path.name if not path.suffix or len(path.suffix) > 9 else path.stem)
+        self.name = _name(path)
         self._tags: dict[str, str] = {}
 
     def list(self) -> Listing:
@@ -149,6 +152,14 @@ class Address:
         if error.status in _NO_ACCESS:
             return LoadError(f"{self.where} may not be read: the server answers {error}")
         return LoadError(f"{self.where} cannot be read: the server answers {error}")
+
+
+def _name(path: PurePosixPath) -> str:
+    """As `ds-serve --model` names models: by the file, or by its folder where that says more."""
+    stem = path.name if not path.suffix or len(path.suffix) > LONGEST_SUFFIX else path.stem
+    if (stem in ("model", "saved_model", "inference") or stem.isdecimal()) and path.parent.name:
+        return _name(path.parent)
+    return model_name(stem)
 
 
 def _part(path: str, about: dict[str, Any]) -> Part:

@@ -29,10 +29,9 @@ def pull(arguments: Namespace) -> int:
         raise ConfigError("--to is for one source; give one at a time")
     for text in arguments.source:
         with progress_on(sys.stderr) as progress:
-            if arguments.to is None:
-                print(_cached(text, arguments, progress))
-            else:
-                print(_versioned(text, arguments, progress))
+            get = _cached if arguments.to is None else _versioned
+            path = get(text, arguments, progress)
+        print(path)  # with a bar on the terminal it would be a part of that
     return 0
 
 
@@ -69,7 +68,7 @@ def _versioned(text: str, arguments: Namespace, progress: Progress) -> Path:
     found = pulled.stated(found, arguments.sha256)
     folder = model.add(source, found, arguments.version, progress)
     if arguments.promote:
-        _promote(model, int(folder.name), arguments.server, progress)
+        progress.note(_promote(model, int(folder.name), arguments.server, progress))
     return folder
 
 
@@ -107,9 +106,7 @@ def serve(arguments: Namespace) -> int:
 
 def verify(arguments: Namespace) -> int:
     """All that is asked for is looked at, whatever is found."""
-    with progress_on(sys.stderr) as progress:
-        failed = sum(not _sound(what, check, progress) for what, check in _checks(arguments))
-    return 1 if failed else 0
+    return 1 if sum(not _sound(what, check) for what, check in _checks(arguments)) else 0
 
 
 Check = tuple[str, Callable[[], None]]
@@ -137,10 +134,11 @@ def _check(item: prune.Item) -> None:
     records.verify(item.folder, record)
 
 
-def _sound(what: str, check: Callable[[], None], progress: Progress) -> bool:
-    progress.note(f"Reading {what}")
+def _sound(what: str, check: Callable[[], None]) -> bool:
     try:
-        check()
+        with progress_on(sys.stderr) as progress:
+            progress.note(f"Reading {what}")
+            check()
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return False
@@ -165,18 +163,21 @@ def _called(text: str, items: list[prune.Item]) -> list[prune.Item]:
 
 def promote(arguments: Namespace) -> int:
     with progress_on(sys.stderr) as progress:
-        _promote(Model(Path(arguments.model)), arguments.version, arguments.server, progress)
+        model = Model(Path(arguments.model))
+        said = _promote(model, arguments.version, arguments.server, progress)
+    print(said)
     return 0
 
 
-def _promote(model: Model, version: int, server: str | None, progress: Progress) -> None:
+def _promote(model: Model, version: int, server: str | None, progress: Progress) -> str:
+    """What to say of it."""
     model.require()
     with model.changing(progress), model.tentative():
         progress.note(f"Reading version {version} of {model.where}")
         before = model.promote(version)
         _tell(server, model, [version], progress)
     was = ", ".join(map(str, before)) or "none"
-    print(f"version {version} of {model.where} is promoted; before: {was}")
+    return f"version {version} of {model.where} is promoted; before: {was}"
 
 
 def _tell(server: str | None, model: Model, versions: list[int], progress: Progress) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,22 @@ def test_a_log_gets_a_line_for_every_tenth() -> None:
                 progress.downloaded(done, 2_000_000)
     assert len(stream.getvalue().splitlines()) == 20
     assert stream.getvalue().endswith("2.0 of 2.0 MB\n")
+
+
+def test_what_a_program_reads_is_not_part_of_the_bar(tmp_path: Path) -> None:
+    """`$(ds-models pull ...)` on a terminal: only stderr is one."""
+    source = tmp_path / "net.onnx"
+    source.write_bytes(b"net")
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ds-models"), "pull", source],
+            stdout=subprocess.PIPE, stderr=theirs, text=True, check=False,
+            env=os.environ | {"DS_SERVE_CACHE": str(tmp_path / "cache"), "TERM": "xterm"},
+        )  # fmt: skip
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert Path(done.stdout.removesuffix("\n")).read_bytes() == b"net"
+    assert "3/3 bytes" in shown

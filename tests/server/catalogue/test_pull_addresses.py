@@ -154,6 +154,20 @@ def test_what_is_not_there_and_who_may_not(origin: Origin, tmp_path: Path) -> No
     assert not (tmp_path / "pulled").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("memory://bucket/net.onnx", "net"),
+        ("memory://bucket/net/", "net"),
+        ("memory://bucket/net/1/model.onnx", "net"),
+        ("https://models.example/a%20b.tar", "a-b"),
+        ("memory://bucket/net-v1.2-instruct-large", "net-v1.2-instruct-large"),
+    ],
+)
+def test_names(source: str, name: str) -> None:
+    assert parse(source).name == name
+
+
 def test_passwords_are_kept_to_themselves(tmp_path: Path) -> None:
     source = parse("https://me:secret@models.example/net.onnx?X-Signature=secret")
     assert "secret" not in source.where
