@@ -43,6 +43,7 @@ QUANTITY: Schema = {
 }
 CLAIM: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"}
 LABELS: Schema = {"type": "object", "additionalProperties": TEXT}
+NAMES: Schema = {"type": "array", "items": NAMED}
 WORDS: Schema = {"type": "array", "items": {"type": ["string", "number", "boolean"]}}
 ANY_LIST: Schema = {"type": "array", "items": {"type": "object"}}
 ANY: Schema = {"type": "object"}
@@ -148,7 +149,7 @@ def _pods() -> dict[str, Schema]:
 
 def _server() -> dict[str, Schema]:
     return {
-        "models": {"type": "array", "items": NAMED},
+        "models": NAMES,
         "flags": flags(),
         "vllmArgs": WORDS,
         "files": {
@@ -159,7 +160,7 @@ def _server() -> dict[str, Schema]:
         "apiKeys": whole(content=TEXT, secret=CLAIM),
         "tls": whole(secret=CLAIM),
         "modelVolume": whole(claim=CLAIM),
-        "fetch": {"type": "array", "items": NAMED},
+        "pull": whole(sources=NAMES, include=NAMES, exclude=NAMES, dockerConfig=CLAIM),
         "cache": whole(size=QUANTITY, claim=CLAIM),
         "ports": whole(http=PORT, grpc=PORT, metrics=PORT),
         "probes": whole(startupSeconds=POSITIVE, readySeconds=POSITIVE),

@@ -20,6 +20,7 @@ from kubernetes_schemas import held_against_models, mistakes
 
 from ds_quantize import cli as quantize_cli
 from ds_serve import __version__, cli
+from ds_serve.catalogue import cli as models_cli
 from ds_serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,13 @@ def test_a_wrong_object_is_noticed() -> None:
     worker = group["spec"]["leaderWorkerTemplate"]["workerTemplate"]
     worker["spec"]["volumes"][0]["name"] = 3
     assert mistakes(group)
+
+
+def server_words(objects: list[Json]) -> list[str]:
+    """What ds-serve is told; `ds-models serve`, where that starts it, is told more before."""
+    each = container(server(objects))
+    words: list[str] = each["args"]
+    return words[words.index("--") + 1 :] if "command" in each else words
 
 
 @pytest.mark.slow
@@ -133,7 +141,7 @@ def test_services_and_budgets_find_the_servers(values: str) -> None:
 
 @every_set
 def test_the_arguments_are_ds_serve_s(values: str) -> None:
-    words = container(server(rendered(values)))["args"]
+    words = server_words(rendered(values))
     own = words.index("--") if "--" in words else len(words)
     given = vars(cli.parser().parse_args(words[:own]))
     given = {name: tuple(it) if isinstance(it, list) else it for name, it in given.items()}
@@ -142,13 +150,13 @@ def test_the_arguments_are_ds_serve_s(values: str) -> None:
     # Files that only the pod has.
     given |= dict.fromkeys(("api_keys", "tls_certificate", "tls_key"), "")
     Settings(**given, vllm_args=tuple(words[own + 1 :])).check()
-    assert models or given["model_repository"]
+    assert models or given["model_repository"] or "command" in container(server(rendered(values)))
 
 
 @every_set
 def test_a_pod_has_the_time_that_its_end_takes(values: str) -> None:
     template = server(rendered(values))
-    words = container(template)["args"]
+    words = server_words(rendered(values))
     (drain,) = (word.partition("=")[2] for word in words if word.startswith("--drain-timeout="))
     hook = container(template)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert hook > 0
@@ -172,6 +180,7 @@ REFUSED = [
     ('flags.log-level="loud"', "log-level"),
     ("replica=3", "replica"),
     ("models=[3]", "models"),
+    ('pull.source="magika"', "source"),
     ("ports.http=80", "http"),
     ('image.digest="sha256:abc"', "digest"),
     ("resources.limits=null", "limits"),
@@ -186,9 +195,9 @@ REFUSED = [
 ]
 TOGETHER = [
     (('spot.cloud="gke"',), "spot.cloud gke gives a pod 15 seconds"),
-    (("models=[]",), "models is empty"),
-    (("autoscaling.min=11",), "autoscaling.min 11 is above autoscaling.max 10"),
-    (('apiKeys={"content":"x","secret":"y"}',), "apiKeys.content"),
+    ((), "there is nothing to serve"),
+    (('models=["m"]', "autoscaling.min=11"), "autoscaling.min 11 is above autoscaling.max 10"),
+    (('models=["m"]', 'apiKeys={"content":"x","secret":"y"}'), "apiKeys.content"),
 ]
 
 
@@ -203,12 +212,13 @@ def test_a_wrong_value_is_refused_by_name(value: str, named: str) -> None:
 @pytest.mark.parametrize(("values", "said"), TOGETHER)
 def test_values_that_do_not_fit_together_are_refused(values: tuple[str, ...], said: str) -> None:
     done = helm(*(word for each in values for word in ("--set-json", each)))
-    assert done.returncode != 0
+    assert done.returncode != 0, "it renders"
     assert said in done.stderr
 
 
 def test_the_chart_passes_helm_s_own_checks() -> None:
     command = [deploy_tools.helm(), "lint", "--strict", CHART]
+    command += ["--values", DEPLOY / "values" / "cpu.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -233,7 +243,7 @@ def test_every_value_is_in_the_schema_and_used() -> None:
 
 def test_large_numbers_and_lists_reach_the_server_whole() -> None:
     flags = 'flags={"max-request-bytes":268435456,"drain-timeout":1.5,"fallback":["a=b","c=d"]}'
-    words = container(server(rendered("defaults", flags)))["args"]
+    words = server_words(rendered("cpu", flags))
     wanted = ["--max-request-bytes=268435456", "--drain-timeout=1.5"]
     assert set(words) >= {*wanted, "--fallback=a=b", "--fallback=c=d"}
 
@@ -244,9 +254,24 @@ def test_probes_ask_over_tls_where_the_port_has_it() -> None:
     assert {container(pod)[probe]["httpGet"]["scheme"] for probe in probes} == {"HTTPS"}
     assert "--tls-certificate=/tls/tls.crt" in container(pod)["args"]
     assert {"keys", "tls"} <= {each["name"] for each in container(pod)["volumeMounts"]}
-    assert "initContainers" in pod["spec"]
-    (fetch,) = pod["spec"]["initContainers"]
-    assert not {"keys", "tls"} & {each["name"] for each in fetch["volumeMounts"]}
+    (pull,) = pod["spec"]["initContainers"]
+    assert not {"keys", "tls"} & {each["name"] for each in pull["volumeMounts"]}
+
+
+def test_what_is_pulled_is_served_under_its_name() -> None:
+    more = ('pull.include=["*.onnx"]', 'vllmArgs=["--seed",3]')
+    pod = server(rendered("production", *more))
+    (pull,) = pod["spec"]["initContainers"]
+    source, other = "s3://models.example/net", "oci://registry.example/models/chat:1.2"
+    assert pull["args"] == [source, other, "--include=*.onnx"]
+    given = models_cli._parser("ds-models").parse_args([*pull["command"][3:], *pull["args"]])
+    assert given.source == [source, other]
+    words = container(pod)["args"]
+    assert words[:4] == [f"net={source}", other, "--include=*.onnx", "--"]
+    assert words[-3:] == ["--", "--seed", "3"]
+    (docker,) = (each for each in pod["spec"]["volumes"] if each["name"] == "pull")
+    assert docker["secret"]["items"][0]["path"] == "config.json"
+    assert {"name": "DOCKER_CONFIG", "value": "/pull"} in pull["env"]
 
 
 def test_what_scales_the_servers_sets_their_number() -> None:
@@ -346,4 +371,4 @@ def test_rules_and_dashboards_come_along() -> None:
 
 def test_the_page_names_every_set_of_values() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    assert set(re.findall(r"values/([a-z-]+)\.yaml", page)) == set(SETS) - {"defaults"}
+    assert set(re.findall(r"values/([a-z-]+)\.yaml", page)) == set(SETS)

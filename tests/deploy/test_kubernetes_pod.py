@@ -57,7 +57,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
     slow = onnx_models.slow(tmp_path / "slow.onnx")
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
     sets = [f"ports.{name}={port}" for name, port in ports.items()]
-    objects = charts.rendered("spot", *sets, f'models=["slow={slow}"]', "fetch=[]")
+    objects = charts.rendered("spot", *sets, f'models=["slow={slow}"]', "pull.sources=[]")
     spec = charts.one(objects, "Deployment")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     # On the loopback interface alone; and the server's own class sets the ports.

@@ -14,7 +14,7 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
 CHART = DEPLOY / "ds-serve"
 KUBERNETES = "1.37"
-SETS = ["defaults", *sorted(path.stem for path in (DEPLOY / "values").glob("*.yaml"))]
+SETS = sorted(path.stem for path in (DEPLOY / "values").glob("*.yaml"))
 
 Json = dict[str, Any]
 
@@ -28,8 +28,8 @@ def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @functools.cache
 def rendered(values: str, *sets: str) -> list[Json]:
     """The objects for a file of deploy/kubernetes/values with more values set."""
-    files = [] if values == "defaults" else ["--values", DEPLOY / "values" / f"{values}.yaml"]
-    done = helm(*files, *(word for each in sets for word in ("--set-json", each)))
+    file = DEPLOY / "values" / f"{values}.yaml"
+    done = helm("--values", file, *(word for each in sets for word in ("--set-json", each)))
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 

@@ -85,6 +85,15 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- end }}
 
+{{- define "ds.pullArgs" -}}
+{{- range .Values.pull.include }}
+- {{ printf "--include=%s" . | quote }}
+{{- end }}
+{{- range .Values.pull.exclude }}
+- {{ printf "--exclude=%s" . | quote }}
+{{- end }}
+{{- end }}
+
 {{- define "ds.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -98,6 +107,10 @@ capabilities:
   value: /cache
 - name: DS_SERVE_CACHE
   value: /cache/ds-serve
+{{- if .Values.pull.dockerConfig }}
+- name: DOCKER_CONFIG
+  value: /pull
+{{- end }}
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}
@@ -119,6 +132,9 @@ httpGet:
 {{- end }}
 {{- if .Values.files }}
 - {name: config, mountPath: /config, readOnly: true}
+{{- end }}
+{{- if .Values.pull.dockerConfig }}
+- {name: pull, mountPath: /pull, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -149,6 +165,13 @@ httpGet:
 {{- if .Values.files }}
 - name: config
   configMap: {name: {{ include "ds.name" . }}}
+{{- end }}
+{{- with .Values.pull.dockerConfig }}
+- name: pull
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items: [{key: .dockerconfigjson, path: config.json}]
 {{- end }}
 {{- end }}
 
@@ -201,13 +224,18 @@ affinity: {{ toYaml . | nindent 2 }}
 {{- with $root -}}
 {{ include "ds.pod" . }}
 terminationGracePeriodSeconds: {{ include "ds.grace" . }}
-{{- if .Values.fetch }}
+{{- if .Values.pull.sources }}
 initContainers:
-  - name: fetch
+  # By itself, so that a source which does not answer shows as such; the server finds it in the cache.
+  - name: pull
     image: {{ include "ds.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [python, -m, ds_serve.catalogue, fetch]
-    args: {{ toYaml .Values.fetch | nindent 6 }}
+    command: [/usr/bin/tini, --, ds-models, pull]
+    args:
+      {{- range .Values.pull.sources }}
+      - {{ regexReplaceAll "^[^/=]+=" . "" | quote }}
+      {{- end }}
+      {{- include "ds.pullArgs" . | nindent 6 }}
     env: {{ include "ds.env" . | nindent 6 }}
     resources: {{ toYaml .Values.resources | nindent 6 }}
     securityContext: {{ include "ds.containerSecurity" . | nindent 6 }}
@@ -217,7 +245,15 @@ containers:
   - name: server
     image: {{ include "ds.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
+    {{- if .Values.pull.sources }}
+    command: [/usr/bin/tini, --, ds-models, serve]
+    {{- end }}
     args:
+      {{- if .Values.pull.sources }}
+      {{- toYaml .Values.pull.sources | nindent 6 }}
+      {{- include "ds.pullArgs" . | nindent 6 }}
+      - --
+      {{- end }}
       {{- include "ds.args" . | nindent 6 }}
       {{- with $.args }}
       {{- . | nindent 6 }}
@@ -323,8 +359,8 @@ scaleDown:
 {{- if gt (int .Values.autoscaling.min) (int .Values.autoscaling.max) }}
 {{- fail (printf "autoscaling.min %d is above autoscaling.max %d" (int .Values.autoscaling.min) (int .Values.autoscaling.max)) }}
 {{- end }}
-{{- if and (not .Values.multiNode.enabled) (not .Values.models) (not (index .Values.flags "model-repository")) }}
-{{- fail "models is empty and flags has no model-repository: there is nothing to serve" }}
+{{- if not (or .Values.multiNode.enabled .Values.models .Values.pull.sources (index .Values.flags "model-repository")) }}
+{{- fail "models, pull.sources and flags.model-repository are all empty: there is nothing to serve" }}
 {{- end }}
 {{- end }}
 
