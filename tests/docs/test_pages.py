@@ -1,0 +1,180 @@
+"""What the pages of docs/ show is done as it stands there, on this machine's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import doc_blocks
+import ensembles
+import onnx_models
+import pytest
+from doc_blocks import DATA, ROOT, SHELLS, Block, Page
+from doc_runner import Servers, Workplace
+
+CHAT = "ds-serve --model smollm2-135m-instruct"
+TRITON = (
+    "import tritonclient.http as triton; client = triton.InferenceServerClient('localhost:8000')"
+)
+OURS = "import numpy as np; from ds_client import Client; client = Client('localhost:8001')"
+EXPLICIT = "--model-control-mode explicit --open-control"
+
+SUMS = """max_batch_size: 1
+sequence_batching {
+  control_input { name: "start" control {
+    kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] } }
+  control_input { name: "end" control { kind: CONTROL_SEQUENCE_END fp32_false_true: [0, 1] } }
+  control_input { name: "ready" control {
+    kind: CONTROL_SEQUENCE_READY bool_false_true: [false, true] } }
+  control_input { name: "id" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
+  state { input_name: "state" output_name: "next" data_type: TYPE_FP32 dims: [1] }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a page takes for granted: files, and what it tells of in words (see Workplace)."""
+
+    files: Callable[[Path], object] = lambda folder: None
+    serves: dict[str, str] = field(default_factory=dict)
+    preludes: dict[str, str] = field(default_factory=dict)
+
+
+def client_files(folder: Path) -> None:
+    """`mlp`, and `tracker`, which is asked in sequences."""
+    onnx_models.mlp(folder / "mlp.onnx")
+    onnx_models.told_sums(folder / "tracker" / "model.onnx")
+    (folder / "tracker" / "config.pbtxt").write_text(SUMS)
+
+
+def repository_files(folder: Path) -> None:
+    """Two versions of `digits`, and a model that is in no repository."""
+    for version in ("1", "2"):
+        onnx_models.mlp(folder / "path/to/models/digits" / version / "model.onnx")
+    onnx_models.mlp(folder / "model.onnx")
+
+
+def ensemble_files(folder: Path) -> None:
+    """The members, and the ensemble as the page has it."""
+    ensembles.members(folder / "models")
+    blocks = doc_blocks.read(doc_blocks.DOCS / "ensembles.md").blocks
+    (config,) = [block.text for block in blocks if block.text.startswith('platform: "ensemble"')]
+    (folder / "models/diamond").mkdir()
+    (folder / "models/diamond/config.pbtxt").write_text(config)
+
+
+SETTINGS = {
+    "docs/client.md": Setting(
+        client_files,
+        {
+            "import numpy": "ds-serve --model mlp.onnx --model tracker",
+            "for piece": CHAT,
+            "with client.pipeline": "ds-serve --model mlp.onnx --model tracker",
+        },
+        {
+            "for piece": OURS,
+            "with client.pipeline": f"{OURS}; rows = np.zeros((8, 64), np.float32)",
+            "with client.sequence": f"{OURS}; chunks = np.ones((3, 1, 1), np.float32)",
+        },
+    ),
+    "docs/ensembles.md": Setting(
+        ensemble_files,
+        {"client.": f"ds-serve --model-repository models {EXPLICIT}"},
+        {"client.": TRITON},
+    ),
+    "docs/generate.md": Setting(serves={"curl ": CHAT}),
+    "docs/models.md": Setting(),
+    "docs/operate.md": Setting(serves={"python ": CHAT}),
+    "docs/profiling.md": Setting(),
+    "docs/python-backend.md": Setting(),
+    "docs/repository.md": Setting(
+        repository_files,
+        {"curl ": f"ds-serve --model-repository path/to/models {EXPLICIT} --load-model digits"},
+        {"client.": TRITON, "model =": TRITON},
+    ),
+    "docs/text-encoders.md": Setting(),
+    "docs/text-openvino.md": Setting(serves={"from anthropic": CHAT}),
+}
+"""The pages whose blocks are run here."""
+
+GPU = "needs a GPU and vLLM"
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "docs/containers.md": {"": "needs a container engine; deploy/containers/prove does the steps"},
+    "docs/dashboards.md": {"prometheus ": "goes on for ever; tests/deploy runs promtool"},
+    "docs/engines.md": {"": "installs a package; tests/engines/test_plugins.py does it"},
+    "docs/inspection.md": {"": "trains for minutes; tests/e2e/test_inspection.py serves it"},
+    "docs/kubernetes.md": {"": "needs a cluster; tests/deploy/test_kubernetes.py renders it"},
+    "docs/models.md": {
+        "ds-models pull org/": "needs the Hugging Face hub",
+        "ds-models pull s3://": "needs S3",
+        "ds-models list": "removes models of the cache; tests/e2e/test_models_command.py does it",
+    },
+    "docs/text-encoders.md": {"pip install 'ds-serve[convert]'": "needs PyTorch"},
+    "docs/text-gateway.md": {
+        "ds-serve --model cloud": "needs another server",
+        "file = client": "tests/e2e/test_text_batches.py does it",
+    },
+    "docs/text-openvino.md": {
+        "ds-serve --model smollm2": "needs models in several formats",
+        "pip install 'ds-serve[convert]'": "needs PyTorch",
+    },
+    "docs/text.md": {"": GPU},
+}
+"""Blocks that are not run, and are not marked so on their page yet; by how they begin."""
+
+PAGES = {page.name: page for page in doc_blocks.pages()}
+
+
+def unmarked(block: Block) -> bool:
+    begins = ELSEWHERE.get(block.page, {})
+    return not any(block.text.startswith(each) for each in begins)
+
+
+def to_run(page: Page) -> list[Block]:
+    return [block for block in page.to_run() if unmarked(block)]
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_block_is_run_or_says_why_not(page: Page) -> None:
+    left = [] if page.run_by or page.name in SETTINGS else to_run(page)
+    assert [f"{block.name}: {block.text.splitlines()[0]}" for block in left] == []
+    languages = {block.language for block in page.blocks}
+    assert languages <= {"", "python", *SHELLS, *DATA}, "neither a command's language nor data's"
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_what_is_said_of_a_page_is_true(page: Page) -> None:
+    if page.run_by:
+        assert page.path.name in (ROOT / page.run_by).read_text()
+    if page.name in SETTINGS:
+        assert to_run(page), "there is nothing to run"
+        assert not page.run_by
+    beginnings = [
+        *ELSEWHERE.get(page.name, {}),
+        *SETTINGS.get(page.name, Setting()).serves,
+        *SETTINGS.get(page.name, Setting()).preludes,
+    ]
+    texts = [block.text for block in page.commands()]
+    assert [each for each in beginnings if not any(t.startswith(each) for t in texts)] == []
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    made = Servers(tmp_path_factory.mktemp("shared"))
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_commands_of_a_page(name: str, servers: Servers, tmp_path: Path) -> None:
+    setting = SETTINGS[name]
+    setting.files(tmp_path)
+    place = Workplace(tmp_path, servers, setting.serves, setting.preludes)
+    try:
+        for block in to_run(PAGES[name]):
+            place.run(block)
+    finally:
+        place.close()
