@@ -6,10 +6,12 @@ import argparse
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import torch
 from rich.console import Console
 
@@ -94,10 +96,21 @@ def _detector(folder: Path, given: argparse.Namespace, shown: Reporter) -> tuple
 
 
 def write_onnx(detector: Detector, path: Path) -> Path:
-    """For tiles of the example's size, any number of them."""
+    """For tiles of the example's size, any number of them. Convolutions are called as their weights
+    are, and by the level of the pyramid where both have them, so that a recipe can name them.
+    """
     size = example.tile_size()
     image = torch.zeros((2, 3, size, size), dtype=torch.uint8)
-    return export(detector, path, {"image": image}, outputs=("scores", "distances"))
+    export(detector, path, {"image": image}, outputs=("scores", "distances"))
+    model = onnx.load(path)
+    used: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            weights = node.input[1].removesuffix(".weight")
+            node.name = f"{weights}.{used[weights]}"
+            used[weights] += 1
+    onnx.save(model, path)
+    return path
 
 
 def quantized(
@@ -124,14 +137,11 @@ def quantized(
 def _measured(
     versions: dict[str, Path], boards: Sequence[Board], scratch: Path, given: argparse.Namespace
 ) -> dict[str, Line]:
-    lines = {}
-    for name, path in versions.items():
-        line = Line(path.stat().st_size, inspected(path, boards, given.threads))
-        if not given.no_serve:
-            folder = scratch / f"served-{name}"
-            line = replace(line, served=served(path, boards, folder))
-        lines[name] = line
-    return lines
+    behind = {} if given.no_serve else served(versions, boards, scratch / "served")
+    return {
+        name: Line(path.stat().st_size, inspected(path, boards, given.threads), behind.get(name))
+        for name, path in versions.items()
+    }
 
 
 def _verdict(lines: dict[str, Line], console: Console) -> int:

@@ -38,7 +38,8 @@ class Block(nn.Module):
 
 
 class Detector(nn.Module):
-    """`image` uint8 [n, 3, height, width], sides multiples of 16, to what each position sees: the
+    """`image` uint8 [n, 3, height, width], sides multiples of 16, is not scaled, for the stem's
+    normalization does that. It is made to what each position sees: the
     scores of the classes [n, positions, 5], 0 to 1, and `distances` [n, positions, 4], how many
     pixels its box reaches to the left, up, to the right and down. Positions come level by level,
     row by row.
@@ -66,7 +67,7 @@ class Detector(nn.Module):
 
     def raw(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """With the classes before the sigmoid."""
-        levels = [self.tower(level) for level in self.pyramid(image.float() / 255)]
+        levels = [self.tower(level) for level in self.pyramid(image.float())]
         logits = [_flat(self.scores(level)) for level in levels]
         distances = [
             _flat(torch.relu(self.distances(level))) * stride

@@ -16,7 +16,7 @@ from loadtests.vision.boards import Board, board
 from loadtests.vision.net import STRIDES, Detector, positions
 
 Array = npt.NDArray[Any]
-CROP = 256
+CROP = 192
 SMALL = 40
 """Pixels of the longer side up to which the finer level answers for a box; and beyond, where the
 shorter one is too thin for the coarser level.
@@ -35,9 +35,9 @@ class Plan:
     which takes a third of the time on CPUs with AMX, and more on those that have no such numbers.
     """
 
-    boards: int = 32
-    defects: int = 60
-    steps: int = 1000
+    boards: int = 20
+    defects: int = 90
+    steps: int = 700
     batch: int = 16
     rate: float = 4e-3
     seed: int = 1000

@@ -25,7 +25,7 @@ QUICK = Options(batches=(1,), seconds=0.05, repeats=1, memory=False, layer_rows=
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    return trained(Plan(boards=5, defects=80, steps=160, threads=1))
+    return trained(Plan(boards=4, steps=200, threads=1))
 
 
 @pytest.fixture(scope="module")
