@@ -24,6 +24,8 @@ HELP = {
     "upstream_key": "where the key of a model on another server is, as NAME=FILE or "
     "NAME=env:VARIABLE; may be repeated",
     "fallback": "who answers while a text model is full or fails, as MODEL=OTHER; may be repeated",
+    "escalate": "whom a model asks when it is not sure, as MODEL=OTHER?below=0.9 for classifiers, "
+    "MODEL=OTHER?tokens=1000 for text; may be repeated",
     "max_tokens_in_flight": "tokens of prompts and answers that a text model has at one time; "
     "0: as many as its KV cache holds, where it says so",
     "max_text_queue": "text requests that wait for one model at most, in each gateway; then 429",
@@ -89,6 +91,10 @@ HELP = {
     "exit_on_model_failure": "end, with status 1, when any model fails for good",
     "trace_file": "file for traces of single requests, in Triton's format; none: no traces",
     "otlp_endpoint": "address of an OpenTelemetry collector that traces go to; none: no spans",
+    "metrics_push": "address that metrics are sent to by OpenTelemetry's protocol; they are kept "
+    "while it cannot be reached; none: they are only read",
+    "metrics_push_secs": "seconds from one sending of metrics to the next",
+    "metrics_push_folder": "folder for metrics that wait to be sent; none: one in the cache",
     "trace_rate": "trace one request in so many",
     "trace_count": "traces to make at most; -1: no end",
     "trace_log_frequency": "traces for each file, X.0, X.1 and so on; 0: one file",

@@ -232,7 +232,7 @@ def _from_address(name: str | None, address: str) -> ModelSource:
         raise ConfigError(f"--model {address}: name it yourself: --model NAME={address}")
     return ModelSource(
         name=name or found.model,
-        task="text",
+        task="tensor" if upstream.has_tensors(found) else "text",
         engine=upstream.ENGINE,
         artifact=Path(),
         why=f"{found.model or name} of {found.url}, which is passed what it is asked",

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ds_engines.errors import ConfigError
+from ds_serve.edge.rules import rules
 from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.logs import FORMATS, LEVELS, LogSettings
 from ds_serve.security.settings import Security
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     load_model: tuple[str, ...] = ()
     upstream_key: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
+    escalate: tuple[str, ...] = ()
     max_tokens_in_flight: int = 0
     max_text_queue: int = 1024
     replica_routing: str = "prefix"
@@ -83,6 +85,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trace_count: int = TraceSettings().trace_count
     trace_log_frequency: int = TraceSettings().log_frequency
     otlp_endpoint: str = ""
+    metrics_push: str = ""
+    metrics_push_secs: float = 15.0
+    metrics_push_folder: str = ""
     api_keys: str = ""
     open_metrics: bool = False
     open_control: bool = False
@@ -110,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             replica_routing=self.replica_routing,
             upstream_probe=self.upstream_probe,
             fallbacks={pair.partition("=")[0]: pair.partition("=")[2] for pair in self.fallback},
+            escalations=rules(self.escalate),
         )
 
     @property
@@ -184,7 +190,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "trace_log_frequency",
         ):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("request_timeout", "text_timeout", "hang_timeout"):
+        for name in ("request_timeout", "text_timeout", "hang_timeout", "metrics_push_secs"):
             self._require(name, getattr(self, name) > 0, "above 0")
         mode = self.model_control_mode
         self._require("model_control_mode", mode in CONTROL_MODES, " or ".join(CONTROL_MODES))
@@ -199,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     f"{flag(name)} {getattr(self, name)} is data for --quantization, which is not "
                     "given"
                 )
+        rules(self.escalate)
         self.security.check()
         if self.tls_certificate and self.grpc_server == "pyvoy":
             raise ConfigError("--tls-certificate: with TLS, gRPC is carried by grpcio, not pyvoy")

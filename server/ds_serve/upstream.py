@@ -21,10 +21,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Upstream(msgspec.Struct, frozen=True, array_like=True):
-    """A model of an OpenAI-compatible server.
+    """A model of an OpenAI-compatible server, or of one of KServe's.
 
     `url` is the address that its paths such as /chat/completions follow, as https://host/v1, or
-    unix:/path/of/socket, or several of them with commas between. `model` is the name
+    https://host/v2 where it takes tensors, or unix:/path/of/socket, or several of them with commas
+    between. `model` is the name
     that it has there; "" where it is the same. `key` says where its key is: a file's path or
     env:VARIABLE; "" where it needs none.
     """
@@ -56,6 +57,11 @@ class Upstream(msgspec.Struct, frozen=True, array_like=True):
 def is_address(value: str) -> bool:
     """Whether it names a server, and not a file on one."""
     return _ADDRESS.match(value) is not None and not value.endswith((".onnx", ".gguf"))
+
+
+def has_tensors(found: Upstream) -> bool:
+    """Whether its address is one of KServe's, which end with /v2."""
+    return all(url.rstrip("/").endswith("/v2") for url in found.urls) and found.remote
 
 
 def parse(address: str) -> Upstream:

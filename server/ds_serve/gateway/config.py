@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ds_serve.child import ChildConfig
+from ds_serve.edge.rules import Rule
 from ds_serve.security.settings import Security
 
 SERVER = "ds-serve"
@@ -15,6 +16,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds that the front-ends keep. Sizes are in bytes, times in seconds. `max_connections` of
     each port of a gateway; 0 for any number. `max_tokens_in_flight` of one text model in all
     gateways together; 0 for what its worker has room for. `fallbacks`: who stands in for whom.
+    `escalations`: which models ask another, and when.
     `replica_routing`: by what a request is given to one of several workers of a text model.
     `upstream_probe`: from one look at another server to the next; 0 for none.
     """
@@ -29,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
     replica_routing: str = "prefix"
     upstream_probe: float = 10.0
     fallbacks: dict[str, str] = {}
+    escalations: dict[str, Rule] = {}
 
 
 class GatewayConfig(ChildConfig, frozen=True, kw_only=True):

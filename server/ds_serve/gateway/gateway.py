@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
 from ds_engines.spec import ModelSpec
+from ds_serve.edge.escalation import EscalatingBackend
+from ds_serve.edge.upstream import UpstreamBackend
 from ds_serve.ensemble.backend import EnsembleBackend
 from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import SERVER, Limits
@@ -108,9 +110,9 @@ class Gateway:
     def away(self, caller: Caller = ANYBODY) -> dict[str, str]:
         """The same of models whose requests are refused because other servers fail."""
         return {
-            name: one.way.trouble
-            for name, one in self.texts().items()
-            if one.way.trouble and caller.allows(name)
+            name: trouble
+            for name, one in self._newest.items()
+            if (trouble := _trouble(one.backend)) and caller.allows(name)
         }
 
     def answers(self, name: str, version: str = "") -> bool:
@@ -119,7 +121,7 @@ class Gateway:
         served = self._served.get((state.name, state.version))
         if state.state != READY or served is None:
             return state.state == READY
-        return not (isinstance(served.backend, TextBackend) and served.backend.way.trouble)
+        return not _trouble(served.backend)
 
     def tune(self, tuning: Tuning) -> None:
         """Trace as the supervisor says. What has not changed goes on counting."""
@@ -253,8 +255,9 @@ class Gateway:
         asked = [
             asyncio.ensure_future(each.backend.statistics())
             for each in self._served.values()
-            # Text models write at once, ensembles are run here: both are read from the metrics.
-            if not _is_text(each.state) and not _is_ensemble(each.state)
+            # Text models write at once; ensembles are run here, and other servers asked from here:
+            # they are read from the metrics.
+            if not (_is_text(each.state) or _is_ensemble(each.state) or each.state.upstream)
         ]
         if asked:
             _, late = await asyncio.wait(asked, timeout=METRICS_SECONDS)
@@ -308,10 +311,19 @@ class Gateway:
             raise _unavailable(state)
         if _is_text(state):
             return text_backend(state, self.limits, self._text_ledger())
+        backend = await self._tensor_backend(state, state.spec)
+        rule = self.limits.escalations.get(state.name)
+        if rule is None:
+            return backend
+        return EscalatingBackend(state.spec, backend, rule, self.backend)
+
+    async def _tensor_backend(self, state: ModelState, spec: ModelSpec) -> Backend:
         if _is_ensemble(state):
-            return EnsembleBackend(state.spec, self.backend)
-        kind = WholeBackend if state.spec.engine == PYTHON else TensorBackend
-        backend = kind(state.spec, self.regions)
+            return EnsembleBackend(spec, self.backend)
+        if state.upstream is not None:
+            return UpstreamBackend(spec, state.upstream, self.limits.upstream_probe)
+        kind = WholeBackend if spec.engine == PYTHON else TensorBackend
+        backend = kind(spec, self.regions)
         await backend.connect(state.address)
         return backend
 
@@ -352,6 +364,13 @@ def _is_text(state: ModelState) -> bool:
 
 def _is_ensemble(state: ModelState) -> bool:
     return state.spec is not None and bool(state.spec.steps)
+
+
+def _trouble(backend: Backend) -> str:
+    """Why requests to another server are refused now; "" where they are not."""
+    if isinstance(backend, TextBackend):
+        return backend.way.trouble
+    return backend.trouble if isinstance(backend, UpstreamBackend) else ""
 
 
 def _unavailable(state: ModelState) -> ServeError:

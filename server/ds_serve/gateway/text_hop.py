@@ -34,6 +34,10 @@ Headers = Mapping[str, str]
 class Refused(Lost):
     """No connection could be made: nothing was sent."""
 
+    @property
+    def kind(self) -> str:
+        return Lost.__name__
+
 
 class Reply:
     """An answer as it arrives. `headers` have small letters; of several of a name, the last."""

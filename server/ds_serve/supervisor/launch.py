@@ -14,6 +14,7 @@ from ds_engines.base import EngineOptions, require_inspector
 from ds_engines.errors import ConfigError, Unsupported
 from ds_engines.spec import BatchPolicy, ModelSpec
 from ds_serve import spans, tensor_engines, tracing, upstream
+from ds_serve.edge import pushing, rules
 from ds_serve.embed import settings as encoder
 from ds_serve.extras import installed
 from ds_serve.gateway.config import GatewayConfig
@@ -50,8 +51,12 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
             f"--lora {settings.lora[0]}: there are {len(texts)} text models; say whose it is: "
             "--model 'NAME=MODEL?lora=NAME=PATH'"
         )
-    upstream.keys(settings.upstream_key, [one.name for one in texts if one.upstream])
+    upstream.keys(settings.upstream_key, [one.name for one in sources if one.upstream])
     upstream.fallbacks(settings.fallback, [one.name for one in texts])
+    tasks = {one.name: one.task for one in sources}
+    rules.check(settings.escalate, tasks, open_ended=bool(settings.model_repository))
+    if settings.metrics_push:
+        pushing.check(settings.metrics_push)
     if settings.grpc_server == "pyvoy" and not (installed("pyvoy") and installed("envoy")):
         raise ConfigError(
             "--grpc-server pyvoy needs the package pyvoy: pip install 'ds-serve[pyvoy]'"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ds_engines.errors import LoadError
 from ds_serve import logs
+from ds_serve.edge import pushing
 from ds_serve.gateway.config import GatewayConfig
 from ds_serve.logs import LogSettings
 from ds_serve.models import ModelSource
@@ -124,6 +125,7 @@ class Supervisor:
             group.create_task(self._announce())
             group.create_task(self._manager.poll())
             group.create_task(meters.measure())
+            group.create_task(pushing.keep_pushing(self.settings))
 
     def _gateway(self, index: int, kind: type[GatewayKeeper] = GatewayKeeper) -> GatewayKeeper:
         return kind(
@@ -143,6 +145,11 @@ class Supervisor:
             return EnsembleKeeper(source.ensemble, self.states, changed)
         if source.upstream is not None:
             where = launch.upstream_of(self.settings, source)
+            if source.task == "tensor":
+                # As below: its HTTP client takes long to import.
+                from ds_serve.edge.keeper import TensorUpstreamKeeper  # noqa: PLC0415
+
+                return TensorUpstreamKeeper(source.name, source.version, where, changed)
             return UpstreamKeeper(launch.text_spec(source), where, changed)
         folder = self._folder / str(next(self._serials))
         folder.mkdir()
@@ -197,7 +204,9 @@ class Supervisor:
             return
         states = [state for state in self.states() if state.required]
         failed = [state for state in states if state.state == FAILED]
-        if len(failed) == len(states) and not self._manager.open_ended:
+        # A model that is not required may still come, as those of other servers.
+        gone = all(state.state == FAILED for state in self.states())
+        if gone and not self._manager.open_ended:
             empty = "there is no model to serve: the model repositories are empty"
             self._end(FAILURE, "no model is left" if states else empty)
         elif failed and self.settings.exit_on_model_failure:

@@ -103,7 +103,8 @@ class Out:
 
     `status` is that of the answer, or of the error that ended it. `has_events` must be right before
     the answer starts; `error_event` is how an event with an error begins. `trace`: of the request,
-    where its turn has come. `over`: nothing is to come that the client waits for.
+    where its turn has come. `over`: nothing is to come that the client waits for. `marks`: headers
+    that say which tier the answer is from.
     """
 
     def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
@@ -115,20 +116,21 @@ class Out:
         self._send = send
         self.started = False
         self.over = False
+        self.marks: Headers = []
         self._extra = [(HEADER, request_id)]
         if closing:
             self._extra.append((b"connection", b"close"))
 
     async def whole(self, answer: Answer) -> None:
         self._begin(answer.status)
-        await answer.send(self._send, self._extra)
+        await answer.send(self._send, [*self._extra, *self.marks])
 
     async def start(self, status: int, headers: Headers) -> None:
         """Nothing happens the second time."""
         if self.started:
             return
         self._begin(status)
-        headers = headers + self._extra
+        headers = headers + self._extra + self.marks
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _begin(self, status: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 
 from ds_engines.errors import Cancelled, EngineFailure, ServeError
 from ds_serve import metrics
+from ds_serve.edge import marks
 from ds_serve.gateway import classification
 from ds_serve.gateway.budget import Budget
 from ds_serve.gateway.gateway import Gateway
@@ -211,6 +212,8 @@ class Call:
             if isinstance(outcome, ServeError):
                 raise outcome
             answer = kserve_codec.encode(outcome, self._wanted, gateway.regions_of(self._caller))
+            if outcome.parameters:
+                answer.headers.extend(marks.headers(outcome.parameters))
         except Exception as error:
             answer = self.refuse(error)
         else:

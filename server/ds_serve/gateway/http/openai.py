@@ -20,6 +20,7 @@ from ds_engines.errors import (
 )
 from ds_engines.spec import ModelSpec
 from ds_serve import metrics
+from ds_serve.edge.text import Escalation
 from ds_serve.gateway.http import errors
 from ds_serve.gateway.http.answer import Answer, Headers, Scope
 from ds_serve.gateway.http.frame import EVENT_END, Framed, Out
@@ -114,6 +115,11 @@ class OpenAIRoutes(Framed):
         if out.trace is not None:
             ask.headers |= out.trace.passed_on()
             out.trace.mark("REQUEST_START")
+        rule = self._gateway.limits.escalations.get(model)
+        if rule is not None:
+            escalation = Escalation(rule, ask, backend, self._gateway.text, self.copy)
+            if await escalation.answered(out):
+                return
         for other in self._gateway.stand_ins(model):
             if not caller.allows(other):
                 continue
