@@ -44,14 +44,23 @@ class Job(msgspec.Struct):
     sampling: Sampling
 
 
-class Generation:
-    """The answers of one request on their way; iterate for (choice, delta), then `close`."""
+HELD = 64
+"""Deltas that may wait for one who is not in a hurry: reading them takes about a millisecond."""
 
-    def __init__(self, client: LoopClient, jobs: Sequence[Job], first: int) -> None:
+
+class Generation:
+    """The answers of one request on their way; iterate for choice, delta and when it came, then
+    `close`. `prompt`: each delta is wanted at once, and not just the end.
+    """
+
+    def __init__(
+        self, client: LoopClient, jobs: Sequence[Job], first: int, *, prompt: bool
+    ) -> None:
         self._client = client
         self._first = first
+        self._prompt = prompt
         self._open = set(range(len(jobs)))
-        self._arrived: collections.deque[Delta] = collections.deque()
+        self._arrived: collections.deque[tuple[Delta, float]] = collections.deque()
         self._wake = asyncio.Event()
         self._error: ServeError | None = None
 
@@ -60,9 +69,10 @@ class Generation:
         """The numbers in the loop of those choices that go on."""
         return [self._first + choice for choice in self._open]
 
-    def put(self, delta: Delta) -> None:
-        self._arrived.append(delta)
-        self._wake.set()
+    def put(self, delta: Delta, now: float) -> None:
+        self._arrived.append((delta, now))
+        if self._prompt or delta.finish or len(self._arrived) >= HELD:
+            self._wake.set()
 
     def fail(self, error: ServeError) -> None:
         """End the iteration with this error, once what has arrived is read."""
@@ -81,10 +91,10 @@ class Generation:
             self._client.cancel(self.ids)
             self._open.clear()
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta, float]]:
         while self._open:
             while self._arrived:
-                delta = self._arrived.popleft()
+                delta, now = self._arrived.popleft()
                 choice = delta.id - self._first
                 if choice not in self._open:
                     continue
@@ -92,7 +102,7 @@ class Generation:
                     raise from_kind(*delta.error)
                 if delta.finish:
                     self._open.discard(choice)
-                yield choice, delta
+                yield choice, delta, now
             if self._open:
                 await self._arrival()
 
@@ -173,14 +183,15 @@ class LoopClient:
         """Seconds that the loop has owed a step; 0 with nothing pending."""
         return time.monotonic() - self._heard if self._generations else 0.0
 
-    def submit(self, jobs: Sequence[Job]) -> Generation:
-        """Ask for answers. Raises RateLimited where the queue is full, Unavailable before loading
-        and after the loop's end.
+    def submit(self, jobs: Sequence[Job], *, prompt: bool = True) -> Generation:
+        """Ask for answers, each piece as soon as it is there, or without `prompt` in larger lots.
+        Raises RateLimited where the queue is full, Unavailable before loading and after the loop's
+        end.
         """
         self._check(len(jobs))
         if not self._generations:
             self._heard = time.monotonic()
-        generation = Generation(self, jobs, self._numbers)
+        generation = Generation(self, jobs, self._numbers, prompt=prompt)
         for number, job in enumerate(jobs, self._numbers):
             self._generations[number] = generation
             self._send(Add(number, job.prompt, job.sampling))
@@ -240,7 +251,7 @@ class LoopClient:
                 continue
             if delta.finish:
                 del self._generations[delta.id]
-            generation.put(delta)
+            generation.put(delta, self._heard)
         self._tell()
 
     def _end(self, message: Failed) -> None:

@@ -52,15 +52,21 @@ class TextMetrics:
     def __init__(self, model: str, at_once: int) -> None:
         self._labels = (model, model, shared.ENGINE)
         self._at_once = at_once
+        gauges = (shared.running, shared.waiting, _cache)
+        self._running, self._waiting, self._cached = (
+            metrics.Level(gauge.labels(*self._labels).set) for gauge in gauges
+        )
+        self._load = metrics.Level(metrics.load.labels(model).set)
+        self._between = metrics.Observations(_between.labels(*self._labels))
         self.load(Load(0, 0, 0.0), 0)
 
     def load(self, load: Load, pending: int) -> None:
         """Set the gauges; `pending` answers are wanted, of which the batch holds some."""
         running = min(load.running, pending)
-        shared.running.labels(*self._labels).set(running)
-        shared.waiting.labels(*self._labels).set(pending - running)
-        _cache.labels(*self._labels).set(load.cache_used)
-        metrics.load.labels(self._labels[0]).set(pending / self._at_once)
+        self._running.set(running)
+        self._waiting.set(pending - running)
+        self._cached.set(load.cache_used)
+        self._load.set(pending / self._at_once)
 
     def cache(self, blocks: int, size: int) -> None:
         """The KV cache has so many blocks, of `size` tokens each."""
@@ -70,7 +76,7 @@ class TextMetrics:
         _first.labels(*self._labels).observe(seconds)
 
     def between_tokens(self, seconds: float) -> None:
-        _between.labels(*self._labels).observe(seconds)
+        self._between.add(seconds)
 
     def ended(self, reasons: list[str], prompt: int, generated: int, seconds: float) -> None:
         """Count a request: `reasons` has one finish reason for each choice."""

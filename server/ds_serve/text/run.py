@@ -53,7 +53,9 @@ class Run:
 
     async def serve(self, client: LoopClient) -> None:
         """Answer the exchange. Cancelling it stops the generation at once."""
-        generation = client.submit(self._jobs)
+        # A stop string ends an answer as soon as it is seen.
+        prompt = self._wanted.stream or bool(self._wanted.stops)
+        generation = client.submit(self._jobs, prompt=prompt)
         outcome = "cancelled"
         try:
             await (self._chunks(generation) if self._wanted.stream else self._whole(generation))
@@ -66,8 +68,8 @@ class Run:
             self._record(outcome)
 
     async def _pieces(self, generation: Generation) -> AsyncIterator[tuple[int, Piece]]:
-        async for choice, delta in generation:
-            self._measure(choice, delta)
+        async for choice, delta, now in generation:
+            self._measure(choice, delta, now)
             piece = self._streams[choice].feed(delta)
             reader = self._calls[choice]
             if reader is not None:
@@ -125,10 +127,9 @@ class Run:
     def _usage(self) -> dict[str, int]:
         return answers.usage(self._prompt_tokens, self._completion_tokens)
 
-    def _measure(self, choice: int, delta: Delta) -> None:
+    def _measure(self, choice: int, delta: Delta, now: float) -> None:
         if not delta.tokens:
             return
-        now = time.monotonic()
         if self._first is None:
             self._first = now - self._exchange.arrived
             self._metrics.first_token(self._first)

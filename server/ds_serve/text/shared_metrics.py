@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
+from ds_serve import metrics
+
 LABELS = ("model", "model_name", "engine")
 """`model` as all metrics of this server have it, the others as vLLM has them."""
 
@@ -35,4 +37,5 @@ prompt_sizes = Histogram(
 
 def render() -> bytes:
     """This worker's own metrics as text, also where several processes' are collected elsewhere."""
+    metrics.tell_all()
     return generate_latest(REGISTRY)
