@@ -84,7 +84,11 @@ SETTINGS = {
         {"client.": f"ds-serve --model-repository models {EXPLICIT}"},
         {"client.": TRITON},
     ),
+    "docs/first-chat.md": Setting(),
     "docs/generate.md": Setting(serves={"curl ": CHAT}),
+    "docs/install.md": Setting(),
+    "docs/migrate-triton.md": Setting(repository_files),
+    "docs/migrate-vllm.md": Setting(),
     "docs/models.md": Setting(),
     "docs/operate.md": Setting(serves={"python ": CHAT}),
     "docs/profiling.md": Setting(),
@@ -96,6 +100,7 @@ SETTINGS = {
     ),
     "docs/text-encoders.md": Setting(),
     "docs/text-openvino.md": Setting(serves={"from anthropic": CHAT}),
+    "docs/tune.md": Setting(),
 }
 """The pages whose blocks are run here."""
 

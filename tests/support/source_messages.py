@@ -1,0 +1,35 @@
+"""All texts in our source, as a reader of them would see them: … in place of what is filled in."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("server", "engines", "quantize")
+_FILLED_IN = re.compile(r"%[\d.]*[sdgfr]|\{[^}]*\}")
+
+
+def messages() -> set[str]:
+    """Each text of the source; those that are written in parts are joined, as Python does."""
+    files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    return {text for path in files for text in _texts(ast.parse(path.read_text()))}
+
+
+def plain(text: str) -> str:
+    """With one … for whatever is filled in."""
+    return re.sub("…+", "…", text)
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield plain("".join(_part(value) for value in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield plain(_FILLED_IN.sub("…", node.value))
+
+
+def _part(value: ast.expr) -> str:
+    return str(value.value) if isinstance(value, ast.Constant) else "…"
