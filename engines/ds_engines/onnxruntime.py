@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from ds_engines import sparing
 from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete, joined
 from ds_engines.config_pbtxt import ACCELERATOR
@@ -54,7 +55,11 @@ class OnnxRuntimeEngine:
         there = ort.get_available_providers()
         wanted = choose(options.device, there, spec.parameters.get(ACCELERATOR, ""))
         refuse_dtype(wanted, options.dtype)
+        if options.memory_efficient:
+            sparing.begin()
         self._session, self.choice = _session(spec, options, wanted, profile)
+        if options.memory_efficient:
+            sparing.give_back()
         log.info("model %s: ONNX Runtime %s with %s", spec.name, ort.__version__, self.choice)
         self._has_bf16 = False
         self._binding: Binding | None = None

@@ -12,10 +12,12 @@ import numpy as np
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
+from ds_engines import sparing
 from ds_engines.base import (
     DTYPE,
     MEMORY,
     NUMERICS,
+    Array,
     EngineOptions,
     Tensors,
     refuse,
@@ -57,6 +59,8 @@ class OpenVINOEngine:
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         refuse_devices(options, "OpenVINO")
         refuse(options, "OpenVINO", "a model as it is", DTYPE, MEMORY, NUMERICS)
+        if options.memory_efficient:
+            sparing.begin()
         core = ov.Core()
         model = readable(core, spec)
         self._inputs = _places(spec, model.inputs)
@@ -66,13 +70,29 @@ class OpenVINOEngine:
             self._compiled = core.compile_model(model, "CPU", settings(spec, options))
         except Exception as error:
             raise LoadError(f"OpenVINO cannot compile {spec.artifact}: {said(error)}") from error
+        del model
+        if options.memory_efficient:
+            sparing.give_back()
         taken = _taken(spec, options.dtype, self._compiled)
         self._mine = threading.local()
+        # What a batch worked in is freed after it where memory is short: then no other may run.
+        self._alone = threading.Lock() if options.memory_efficient else None
         self.spec = complete(self.spec, self, tolerance=TOLERANCE.get(taken, 0.0))
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         names = outputs or tuple(self._outputs)
         given = {self._inputs[name]: np.ascontiguousarray(array) for name, array in batch.items()}
+        if self._alone is None:
+            return self._inferred(given, names)
+        with self._alone:
+            found = self._inferred(given, names)
+            self._compiled.release_memory()
+        return found
+
+    def close(self) -> None:
+        del self._compiled, self._mine
+
+    def _inferred(self, given: dict[int, Array], names: Sequence[str]) -> Tensors:
         request = self._request()
         try:
             request.infer(given, share_inputs=True)
@@ -80,9 +100,6 @@ class OpenVINOEngine:
             raise EngineFailure(f"OpenVINO failed: {said(error)}") from error
         # Copied: the request's memory will hold the next answer.
         return {name: request.get_output_tensor(self._outputs[name]).data.copy() for name in names}
-
-    def close(self) -> None:
-        del self._compiled, self._mine
 
     def _request(self) -> Any:
         if not hasattr(self._mine, "request"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
 import torch
 
+from ds_engines import sparing
 from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete
 from ds_engines.errors import EngineFailure, ServeError
@@ -53,12 +52,14 @@ class TorchEngine:
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         refuse(options, "PyTorch", "a program as it is", DTYPE, MEMORY, NUMERICS)
         torch.set_num_threads(options.threads)
+        if options.memory_efficient:
+            sparing.begin()
         self.device = find(options.device)
         check_room(spec, self.device)
         self.precision = Precision(spec, options, self.device)
         self.program = _loaded(spec, self.device, options)
         if options.memory_efficient:
-            _give_back()
+            sparing.give_back()
         log.info("model %s: PyTorch %s on %s", spec.name, torch.__version__, title(self.device))
         self.spec = self._placed(self.program.spec)
         self._place = self._processor(options)
@@ -114,16 +115,6 @@ def _loaded(spec: ModelSpec, device: torch.device, options: EngineOptions) -> Pr
         case "aotinductor":
             return Compiled(spec, device, options)
     return Exported(spec, device, options.dtype)
-
-
-def _give_back() -> None:
-    """To the machine, what loading took beside the weights."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
 
 
 def _tensor(array: Array, datatype: str) -> torch.Tensor:

@@ -4,11 +4,12 @@
     python -m loadtests.gpu make MODELS                            ResNet-50 in three kinds
     python -m loadtests.gpu run engine server --models MODELS --out OUT
     python -m loadtests.gpu run engine --kinds int8 --models MODELS --out OUT
+    python -m loadtests.gpu frameworks --models MODELS --out OUT   ONNX Runtime and PyTorch
     python3 -m loadtests.gpu.pytorch OUT                           by a Python that has torch
     python -m loadtests.gpu write OUT                              the results as tables
 
-What has no time left, of --minutes, is left out and says so. With --engine onnxruntime it runs on
-a CPU, to rehearse.
+What has no time left, of --minutes, is left out and says so. With --device cpu the frameworks run
+on a CPU, to rehearse.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 from loadtests.gpu import engine, models, results, serving
 
 LEAST_SECONDS = 60.0
+PARTS = ("engine", "server")
+ENGINES = ("tensorrt", "onnxruntime", models.TORCH)
 NEEDED = (
     "aiohttp", "fastapi", "google.protobuf", "grpc", "grpc_health", "grpc_reflection", "httptools",
     "msgspec", "numpy", "onnx", "onnxruntime", "orjson", "prometheus_client", "pygrpc_native",
@@ -40,12 +43,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "check":
             return check()
         case "make":
-            models.make(given.folder)
+            _make(given.folder)
         case "write":
             print(results.table(given.folder), end="")
         case "run":
             return run(given)
+        case "frameworks":
+            return frameworks(given)
     return 0
+
+
+def _make(folder: Path) -> None:
+    models.make(folder)
+    if _there("torch"):
+        models.make_program(folder)
+    else:
+        print("torch is not installed here: no program for PyTorch is made")
+
+
+def frameworks(given: argparse.Namespace) -> int:
+    """Make what is missing, measure each framework that is installed, and print the tables."""
+    if not models.path_of(given.models, "int8").is_file():
+        models.make(given.models)
+    failed, whole, minutes = 0, given.out, given.minutes / 2
+    for name in ("onnxruntime", models.TORCH):
+        if not _there(name):
+            print(f"{name} is not installed here")
+            continue
+        if name == models.TORCH and not models.path_of(given.models, "", name).is_file():
+            models.make_program(given.models)
+        given.engine, given.out, given.minutes = name, whole / name, minutes
+        given.kinds = [kind for kind in models.kinds_of(name) if kind in given.wanted]
+        failed |= run(given)
+        print(f"\n{name} on {given.device}\n\n{results.table(given.out)}", flush=True)
+    return failed
 
 
 def check() -> int:
@@ -92,7 +123,7 @@ def _part(part: str, kind: str, given: argparse.Namespace) -> bool:
 
 def _engine(kind: str, given: argparse.Namespace) -> dict[str, Any]:
     spec = engine.spec_of(given.models, kind, max(given.batches), given.engine, given.level)
-    return engine.measured(spec, given.models, given.batches, given.seconds)
+    return engine.measured(spec, given.models, given.batches, given.seconds, given.device)
 
 
 def _server(kind: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -110,11 +141,21 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("make").add_argument("folder", type=Path)
     commands.add_parser("write").add_argument("folder", type=Path)
     command = commands.add_parser("run")
-    command.add_argument("parts", nargs="+", choices=("engine", "server"))
+    command.add_argument("parts", nargs="+", choices=PARTS)
+    command.add_argument("--kinds", nargs="+", default=models.KINDS, choices=models.KINDS)
+    command.add_argument("--engine", default="tensorrt", choices=ENGINES)
+    _measuring(command)
+    both = commands.add_parser("frameworks")
+    both.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    both.add_argument("--kinds", dest="wanted", nargs="+", default=models.KINDS)
+    _measuring(both)
+    return parser
+
+
+def _measuring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--models", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--kinds", nargs="+", default=models.KINDS, choices=models.KINDS)
-    command.add_argument("--engine", default="tensorrt", choices=("tensorrt", "onnxruntime"))
+    command.add_argument("--device", default="cuda")
     command.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     command.add_argument("--level", default="", help="the builder's level, 0 to 5")
     command.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
@@ -122,7 +163,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clients", type=int, default=4, help="client processes")
     command.add_argument("--singles", type=int, default=256, help="clients with one picture each")
     command.add_argument("--gateways", type=int, default=2)
-    return parser
 
 
 if __name__ == "__main__":

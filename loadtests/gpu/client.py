@@ -1,4 +1,7 @@
-"""One client process: python -m loadtests.gpu.client ADDRESS FOLDER MODEL BATCH AT_ONCE SECONDS."""
+"""One client process:
+
+python -m loadtests.gpu.client ADDRESS FOLDER ENGINE MODEL BATCH AT_ONCE SECONDS
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from loadtests.gpu import models
 
 
 def main() -> None:
-    address, folder, model, size, at_once, seconds = sys.argv[1:]
-    name, pictures = models.pictures(Path(folder))
+    address, folder, engine, model, size, at_once, seconds = sys.argv[1:]
+    name, pictures = models.pictures(Path(folder), engine)
     batch = np.ascontiguousarray(np.resize(pictures, (int(size), *pictures.shape[1:])))
     with Client(address, shared_memory=True, timeout=60) as client:
         for _ in range(3):

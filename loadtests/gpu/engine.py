@@ -1,8 +1,9 @@
-"""The engine by itself: its answers, and its speed beside the same plan without us."""
+"""The engine by itself: its answers, and its speed beside the same file without us."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_engines.base import BatchEngine, EngineOptions, load
+from ds_engines.base import BatchEngine, EngineOptions, Tensors, load
 from ds_engines.spec import BatchPolicy, ModelSpec
 from loadtests.gpu import models
 
@@ -25,31 +26,50 @@ def spec_of(folder: Path, kind: str, most: int, engine: str, level: str) -> Mode
     return ModelSpec(
         name=kind,
         engine=engine,
-        artifact=models.path_of(folder, kind),
+        artifact=models.path_of(folder, kind, engine),
         batch=BatchPolicy(max_batch_size=most),
         slots=SLOTS,
         parameters={"tensorrt.level": level} if level else {},
     )
 
 
-def measured(spec: ModelSpec, folder: Path, sizes: list[int], seconds: float) -> dict[str, Any]:
-    """Answers against ONNX Runtime's, and images/s at each batch size."""
+def measured(
+    spec: ModelSpec, folder: Path, sizes: list[int], seconds: float, device: str
+) -> dict[str, Any]:
+    """Answers against the CPU's, and images/s at each batch size."""
     began = time.perf_counter()
-    device = "cpu" if spec.engine == "onnxruntime" else "cuda"
-    engine = load(spec, EngineOptions(threads=2, device=device))
+    dtype = models.dtype_of(spec.name, spec.engine)
+    options = EngineOptions(threads=os.cpu_count() or 2, device=device, dtype=dtype)
+    engine = load(spec, options)
     found: dict[str, Any] = {"loaded_s": round(time.perf_counter() - began, 1)}
     try:
         found["largest_batch"] = engine.spec.batch.max_batch_size
         found["answers"] = _compared(engine, folder, spec.name)
         found["engine"] = {
-            size: _rate(lambda rows, size=size: engine.run(rows), engine, folder, size, seconds)
+            size: rate(engine.run, engine.spec.slots, _batch(spec, folder, size), seconds)
             for size in sizes
         }
         if spec.engine == "tensorrt":
-            found |= _plan(engine, sizes, seconds)
+            return found | _plan(engine, sizes, seconds)
     finally:
         engine.close()
-    return found
+    return found | _framework(spec, options, folder, sizes, seconds)
+
+
+def _framework(
+    spec: ModelSpec, options: EngineOptions, folder: Path, sizes: list[int], seconds: float
+) -> dict[str, Any]:
+    """The same file by its framework, without us."""
+    from loadtests.gpu import frameworks
+
+    bare = frameworks.BARE[spec.engine](spec.artifact, options)
+    rates = {size: rate(bare, SLOTS, _batch(spec, folder, size), seconds) for size in sizes}
+    return {"library": bare.library, "bare": rates}
+
+
+def _batch(spec: ModelSpec, folder: Path, size: int) -> Tensors:
+    name, pictures = models.pictures(folder, spec.engine)
+    return {name: np.ascontiguousarray(np.resize(pictures, (size, *pictures.shape[1:])))}
 
 
 def _plan(engine: Any, sizes: list[int], seconds: float) -> dict[str, Any]:
@@ -69,8 +89,8 @@ def _plan(engine: Any, sizes: list[int], seconds: float) -> dict[str, Any]:
 
 
 def _compared(engine: BatchEngine, folder: Path, kind: str) -> dict[str, float]:
-    name, pictures = models.pictures(folder)
-    wanted = models.answers(folder)[kind]
+    name, pictures = models.pictures(folder, engine.spec.engine)
+    wanted = models.answers(folder, kind, engine.spec.engine)
     most = max(1, engine.spec.batch.max_batch_size)
     parts = [pictures[at : at + most] for at in range(0, len(pictures), most)]
     (output,) = (tensor.name for tensor in engine.spec.outputs)
@@ -85,13 +105,10 @@ def _compared(engine: BatchEngine, folder: Path, kind: str) -> dict[str, float]:
     }
 
 
-def _rate(
-    run: Callable[[Any], Any], engine: BatchEngine, folder: Path, size: int, seconds: float
-) -> float:
-    """Images a second, by as many threads as the model has slots."""
-    name, pictures = models.pictures(folder)
-    batch = {name: np.ascontiguousarray(np.resize(pictures, (size, *pictures.shape[1:])))}
-    counts = [0] * engine.spec.slots
+def rate(run: Callable[[Tensors], Any], lanes: int, batch: Tensors, seconds: float) -> float:
+    """Images a second of whole batches, by so many threads."""
+    size = len(next(iter(batch.values())))
+    counts = [0] * lanes
     failures: list[BaseException] = []
     warm, until = threading.Barrier(len(counts) + 1), [0.0]
 

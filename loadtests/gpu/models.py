@@ -1,4 +1,7 @@
-"""ResNet-50 in three kinds of numbers, pictures, and what ONNX Runtime answers to them."""
+"""ResNet-50 in three kinds of numbers, pictures, and what the CPU answers to them.
+
+For PyTorch it is a program of other random weights, whose FP16 is autocast's.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,26 @@ KINDS = ("tf32", "fp16", "int8")
 
 PICTURES, CALIBRATION = 32, 32
 
+LARGEST = 128
+"""Pictures at a time that the program for PyTorch takes at most."""
+
+TORCH, INPUT = "torch", "picture"
+
 Pictures = npt.NDArray[np.float32]
 
 
-def path_of(folder: Path, kind: str) -> Path:
-    return folder / f"resnet50_{kind}.onnx"
+def path_of(folder: Path, kind: str, engine: str = "") -> Path:
+    return folder / ("resnet50.pt2" if engine == TORCH else f"resnet50_{kind}.onnx")
+
+
+def kinds_of(engine: str) -> tuple[str, ...]:
+    """PyTorch has no INT8 of ours."""
+    return ("tf32", "fp16") if engine == TORCH else KINDS
+
+
+def dtype_of(kind: str, engine: str) -> str:
+    """What `--dtype` has to say: files have their own types, and programs one."""
+    return "fp16" if engine == TORCH and kind == "fp16" else "auto"
 
 
 def make(folder: Path) -> None:
@@ -41,16 +59,56 @@ def make(folder: Path) -> None:
     np.savez(folder / "pictures.npz", pictures=pictures, name=np.array(name))
 
 
-def pictures(folder: Path) -> tuple[str, Pictures]:
+def make_program(folder: Path) -> None:
+    """Write the program, and its answers by PyTorch on the CPU, beside pictures that are there."""
+    import torch
+
+    from loadtests.gpu.pytorch import resnet50
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = resnet50(torch)
+
+        def forward(self, picture: Any) -> Any:
+            return self.net(picture)
+
+    torch.manual_seed(0)
+    net = Named().eval()
+    _, given = pictures(folder)
+    _balance(net, torch.from_numpy(given))
+    rows = torch.export.Dim("rows", min=1, max=LARGEST)
+    made = torch.export.export(
+        net, (torch.from_numpy(given[:2]),), dynamic_shapes={INPUT: {0: rows}}
+    )
+    torch.export.save(made, path_of(folder, "", TORCH))
+    with torch.inference_mode():
+        said = [net(torch.from_numpy(part)).numpy() for part in np.split(given, 4)]
+    np.savez(folder / "answers-torch.npz", answers=np.concatenate(said))
+
+
+def _balance(net: Any, given: Any) -> None:
+    """Normalizations get the means of these pictures: else random weights drown them."""
+    import torch
+
+    with torch.no_grad():
+        net.train()(given)
+        net.eval()
+
+
+def pictures(folder: Path, engine: str = "") -> tuple[str, Pictures]:
     """The input's name, and float32 [PICTURES, 3, 224, 224]."""
     with np.load(folder / "pictures.npz") as found:
-        return str(found["name"]), found["pictures"]
+        return INPUT if engine == TORCH else str(found["name"]), found["pictures"]
 
 
-def answers(folder: Path) -> dict[str, Pictures]:
-    """By kind, float32 [PICTURES, 1000]: what the same file says on the CPU."""
+def answers(folder: Path, kind: str, engine: str = "") -> Pictures:
+    """float32 [PICTURES, 1000]: what the same file says on the CPU."""
+    if engine == TORCH:
+        with np.load(folder / "answers-torch.npz") as found:
+            return np.asarray(found["answers"])
     with np.load(folder / "answers.npz") as found:
-        return dict(found)
+        return np.asarray(found[kind])
 
 
 def _fold(folder: Path) -> None:

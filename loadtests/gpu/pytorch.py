@@ -23,7 +23,7 @@ def main() -> None:
     import torch
 
     torch.backends.cudnn.benchmark = True
-    net = _resnet50(torch).eval().to(given.device)
+    net = resnet50(torch).eval().to(given.device)
     found: dict[str, Any] = {"torch": torch.__version__}
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -33,7 +33,8 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def _resnet50(torch: Any) -> Any:
+def resnet50(torch: Any) -> Any:
+    """torchvision's, with random weights; the same written out where it is not installed."""
     try:
         import torchvision
     except ImportError:

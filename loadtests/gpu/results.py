@@ -27,7 +27,7 @@ def _rates(engines: Found, servers: Found, torch: Found) -> list[str]:
     for kind, of in engines.items():
         for what, title in (
             ("compute", "on the device alone"),
-            ("bare", "bare plan, copies included"),
+            ("bare", "without us, copies included"),
             ("engine", "the engine"),
         ):
             if what in of:
@@ -35,7 +35,7 @@ def _rates(engines: Found, servers: Found, torch: Found) -> list[str]:
         if kind in servers:
             through = servers[kind]["batches"]
             lines.append(_row([f"{kind}, through the server", *_cells(through, sizes)]))
-            lines.append(_row([f"{kind}, of the bare plan", *_shares(through, of, sizes)]))
+            lines.append(_row([f"{kind}, of that without us", *_shares(through, of, sizes)]))
     for kind in ("fp32", "tf32", "fp16"):
         if kind in torch:
             lines.append(_row([f"PyTorch {kind}", *_cells(torch[kind], sizes)]))
@@ -43,7 +43,7 @@ def _rates(engines: Found, servers: Found, torch: Found) -> list[str]:
 
 
 def _answers(engines: Found) -> list[str]:
-    lines = ["Answers against ONNX Runtime on the CPU, and what the plan is made of:", ""]
+    lines = ["Answers against the CPU's, and what a plan is made of:", ""]
     names = ["", "largest error, of the largest value", "least cosine", "same first", "layers by"]
     lines += [_row([*names[:4], f"{names[4]} type"]), _row(["---"] * 5)]
     for kind, of in engines.items():

@@ -20,20 +20,22 @@ def measured(
     """Images/s at each batch size, each client sending whole batches through shared memory, and
     then single pictures of many clients, joined by the server.
     """
-    most, seconds = max(sizes), given["seconds"]
+    most, seconds, model = max(sizes), given["seconds"], (given["engine"], kind)
     home = _repository(folder, kind, most, given)
-    arguments = ["--engine", given["engine"], "--max-batch-size", str(most)]
-    arguments += ["--gateways", str(given["gateways"])]
+    arguments = ["--max-batch-size", str(most), "--gateways", str(given["gateways"])]
+    arguments += ["--device", given["device"], "--dtype", models.dtype_of(kind, given["engine"])]
+    if given["engine"] != models.TORCH:
+        arguments += ["--engine", given["engine"]]
     found: dict[str, Any] = {}
     with server.running(f"{kind}={home}", arguments, logs / f"{kind}.log") as there:
         found["batches"] = {
-            size: _asked(there.grpc, folder, kind, size, given["clients"], 1, seconds)
+            size: _asked(there.grpc, folder, model, size, given["clients"], 1, seconds)
             for size in sizes
         }
         singles, each = given["singles"], given["clients"]
         found["singles"] = {
             "clients": singles,
-            "images_s": _asked(there.grpc, folder, kind, 1, each, singles // each, seconds),
+            "images_s": _asked(there.grpc, folder, model, 1, each, singles // each, seconds),
         }
         found["requests"] = there.counted(kind)
     return found
@@ -41,11 +43,12 @@ def measured(
 
 def _repository(folder: Path, kind: str, most: int, given: dict[str, Any]) -> Path:
     """A model folder with what the configuration has to say."""
-    version = folder / "served" / kind / "1"
+    version = folder / "served" / given["engine"] / kind / "1"
     version.mkdir(parents=True, exist_ok=True)
-    file = version / "model.onnx"
+    source = models.path_of(folder, kind, given["engine"])
+    file = version / f"model{source.suffix}"
     if not file.exists():
-        file.symlink_to(models.path_of(folder, kind).absolute())
+        file.symlink_to(source.absolute())
     level = given["level"] or engine.LEVEL.get(kind, "")
     text = f"max_batch_size: {most}\ninstance_group [{{ count: {engine.SLOTS} }}]\n"
     text += "dynamic_batching { max_queue_delay_microseconds: 500 }\n"
@@ -56,10 +59,16 @@ def _repository(folder: Path, kind: str, most: int, given: dict[str, Any]) -> Pa
 
 
 def _asked(
-    address: str, folder: Path, kind: str, size: int, clients: int, at_once: int, seconds: float
+    address: str,
+    folder: Path,
+    model: tuple[str, str],
+    size: int,
+    clients: int,
+    at_once: int,
+    seconds: float,
 ) -> float:
     """Images a second by `clients` processes with `at_once` requests each on their way."""
-    command = [sys.executable, "-m", "loadtests.gpu.client", address, str(folder), kind]
+    command = [sys.executable, "-m", "loadtests.gpu.client", address, str(folder), *model]
     command += [str(size), str(at_once), str(seconds)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
