@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast lint check size bench lock proto clean
+.PHONY: help serve test fast lint check size bench docs lock proto clean
 
 ARGS ?= --model smollm2-135m-instruct
 SIZE_LIMIT_MB := 500
@@ -37,6 +37,10 @@ bench: ## benchmarks, added to docs/benchmarks.md; PARTS="mlp start-up" picks so
 	@scripts/setup dev
 	@.venv-dev/bin/python -m loadtests.bench $(PARTS) $(if $(filter command,$(origin ARGS)),$(ARGS))
 
+docs: ## build the documentation as a site, into build/site; a link that leads nowhere ends it
+	@scripts/setup docs
+	@.venv-docs/bin/python scripts/site
+
 lock: ## resolve requirements/*.txt anew; ARGS are uv's
 	@scripts/setup dev
 	@scripts/lock $(if $(filter command,$(origin ARGS)),$(ARGS))
@@ -46,6 +50,6 @@ proto: ## generate the stubs from proto/*.proto
 	@.venv-dev/bin/python scripts/proto
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .venv-quantize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dev .venv-docs .venv-quantize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
