@@ -77,6 +77,10 @@ def plan(settings: Settings, models: Sequence[str]) -> tuple[Settings, list[Mode
 
     Those that are repositories are added to the settings'.
     """
+    if settings.cluster:
+        from ds_serve.cluster import plan as cluster  # noqa: PLC0415
+
+        return settings, cluster.sources(settings, models)
     from ds_serve import catalogue, quantization, text_models  # noqa: PLC0415
     from ds_serve import models as known  # noqa: PLC0415
     from ds_serve.catalogue.progress import progress_on  # noqa: PLC0415

@@ -104,6 +104,14 @@ HELP = {
     "tls_certificate": "certificate of both ports, in PEM; none: no encryption",
     "tls_key": "the certificate's key, in PEM",
     "tls_client_ca": "who signs clients' certificates, in PEM; then each must show one",
+    "cluster": "address of a Ray cluster that runs the models, such as auto on one of its nodes, "
+    "and this server answers for them; none: they run here",
+    "cluster_replicas": "replicas of each model on the cluster at least and at most, as MIN:MAX",
+    "cluster_requests": "requests that wait and run on one replica, on average, before there are "
+    "more replicas",
+    "cluster_cpus": "processors that Ray reserves for each replica",
+    "cluster_up_secs": "seconds that there must be too many requests before a replica is added",
+    "cluster_down_secs": "seconds that there must be too few before one is taken away",
     "log_format": "text, json, or ISO8601 for text with whole dates",
     "log_level": "debug, info, warning or error",
 }

@@ -102,6 +102,11 @@ def resolve_all(
     return [_converted(source, convert) for source in fetched]
 
 
+def named(argument: str, wish: Wish = _ANY) -> ModelSource:
+    """`resolve`, but nothing is fetched: of a catalogue model the artifact is not there yet."""
+    return _plan(argument, wish)[0]
+
+
 def _converted(source: ModelSource, convert: Convert | None) -> ModelSource:
     if convert is None or not text_models.needs_conversion(source.engine, source.artifact):
         return source

@@ -94,6 +94,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_certificate: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    cluster: str = ""
+    cluster_replicas: str = "1:4"
+    cluster_requests: float = 16.0
+    cluster_cpus: float = 1.0
+    cluster_up_secs: float = 30.0
+    cluster_down_secs: float = 600.0
     log_format: str = "text"
     log_level: str = "info"
 
@@ -186,11 +192,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "max_tokens_in_flight",
             "max_text_queue",
             "upstream_probe",
+            "cluster_cpus",
+            "cluster_up_secs",
+            "cluster_down_secs",
             "drain_timeout",
             "trace_log_frequency",
         ):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("request_timeout", "text_timeout", "hang_timeout", "metrics_push_secs"):
+        for name in (
+            "request_timeout",
+            "text_timeout",
+            "hang_timeout",
+            "metrics_push_secs",
+            "cluster_requests",
+        ):
             self._require(name, getattr(self, name) > 0, "above 0")
         mode = self.model_control_mode
         self._require("model_control_mode", mode in CONTROL_MODES, " or ".join(CONTROL_MODES))

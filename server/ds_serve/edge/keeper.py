@@ -68,7 +68,7 @@ class TensorUpstreamKeeper(Keeper):
     async def _found(self) -> bool:
         try:
             async with asyncio.timeout(SECONDS):
-                spec = await self._ask()
+                spec = await ask(self._upstream, self.name, self.state.version)
         except (ServeError, TimeoutError) as error:
             self._missing(str(error) or f"its server did not answer within {SECONDS:g} s")
             return False
@@ -85,36 +85,46 @@ class TensorUpstreamKeeper(Keeper):
             log.warning("model %s is not known yet: %s", self.name, reason)
             self._become(LOADING, reason)
 
-    async def _ask(self) -> ModelSpec:
-        error: ServeError = EngineFailure("it has no server")
-        for url in self._upstream.urls:
-            server = Server(url, f"no answer of {url}")
-            try:
-                return await self._ask_one(server)
-            except ServeError as one:
-                error = one
-            finally:
-                server.hop.close(EngineFailure("it was asked"))
-        raise error
 
-    async def _ask_one(self, server: Server) -> ModelSpec:
-        path = remote.path_of(server.base, self._upstream.model or self.name)
-        found = await self._read(server, path, remote.Metadata)
-        assert found is not None, "it is needed"
-        config = await self._read(server, f"{path}/config", remote.Config, needed=False)
-        return remote.spec_of(self.name, self.state.version, found, config or remote.Config())
-
-    async def _read(
-        self, server: Server, path: str, kind: type[T], *, needed: bool = True
-    ) -> T | None:
-        headers = Key(self.name, self._upstream).headers()
-        async with server.hop.exchange("GET", path, b"", headers) as reply:
-            body = await reply.read()
-            if reply.status != 200:
-                if not needed and reply.status == 404:
-                    return None
-                raise remote.fault(reply.status, reply.headers, body, self.name)
+async def ask(upstream: Upstream, name: str, version: str) -> ModelSpec:
+    """What a model is, by the first server that says it. Raises errors of ds_engines.errors."""
+    error: ServeError = EngineFailure("it has no server")
+    for url in upstream.urls:
+        server = Server(url, f"no answer of {url}")
         try:
-            return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError as error:
-            raise EngineFailure(f"its server's {path} is not KServe's: {error}") from None
+            return await _ask_one(server, upstream, name, version)
+        except ServeError as one:
+            error = one
+        finally:
+            server.hop.close(EngineFailure("it was asked"))
+    raise error
+
+
+async def _ask_one(server: Server, upstream: Upstream, name: str, version: str) -> ModelSpec:
+    path = remote.path_of(server.base, upstream.model or name)
+    headers = Key(name, upstream).headers()
+    found = await _read(server, path, headers, name, remote.Metadata)
+    assert found is not None, "it is needed"
+    config = await _read(server, f"{path}/config", headers, name, remote.Config, needed=False)
+    return remote.spec_of(name, version, found, config or remote.Config())
+
+
+async def _read(
+    server: Server,
+    path: str,
+    headers: dict[str, str],
+    name: str,
+    kind: type[T],
+    *,
+    needed: bool = True,
+) -> T | None:
+    async with server.hop.exchange("GET", path, b"", headers) as reply:
+        body = await reply.read()
+        if reply.status != 200:
+            if not needed and reply.status == 404:
+                return None
+            raise remote.fault(reply.status, reply.headers, body, name)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise EngineFailure(f"its server's {path} is not KServe's: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from ds_serve.edge import remote
 from ds_serve.ensemble.accounts import Accounts
 from ds_serve.gateway.breaker import Breaker
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
-from ds_serve.gateway.text_hop import Hop
+from ds_serve.gateway.text_hop import Hop, Refused
 from ds_serve.gateway.text_probe import Probe
 from ds_serve.tracing import IN_WORKER
 from ds_serve.transport.arena import Block
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 AWAY = frozenset({502, 503, 504})
 REFUSED = frozenset({401, 403})
 
-TELLING = 0.5
+TELLING = 0.25
 """Seconds without an answer that tell something of a server; a client may want to wait for less."""
 
 KEY_SECONDS = 1.0
@@ -65,6 +65,7 @@ class Server:
     """One of those that have the model."""
 
     def __init__(self, url: str, lost: str) -> None:
+        self.url = url
         parts = urlsplit(url)
         self.base = parts.path.rstrip("/")
         self.hop = Hop(f"{parts.scheme}://{parts.netloc}", lost)
@@ -85,13 +86,36 @@ class UpstreamBackend:
         self._upstream = upstream
         self._key = Key(spec.name, upstream)
         lost = f"model {spec.name!r} lost this request: its server went away"
-        self._servers = [Server(url, lost) for url in upstream.urls]
-        self._probes = [
-            Probe(server.breaker, partial(self._is_there, server), self._tell, probe)
-            for server in self._servers
-        ]
+        self._lost, self._probe = lost, probe
+        self._servers: list[Server] = []
+        self._probes: list[Probe] = []
+        self._leaving: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.move(upstream)
+
+    def move(self, upstream: Upstream) -> None:
+        """The servers are these from now on; what others have under way, they finish."""
+        had = {server.url: (server, probe) for server, probe in self._pairs()}
+        self._servers, self._probes = [], []
+        for url in upstream.urls:
+            server, probe = had.pop(url) if url in had else self._new(url)
+            self._servers.append(server)
+            self._probes.append(probe)
+        for server, probe in had.values():
+            probe.close()
+            self._leaving.append(server)
+        for server in [one for one in self._leaving if not one.hop.in_flight]:
+            self._leaving.remove(server)
+            server.hop.close(Lost(self._lost))
         self._tell()
+
+    def _pairs(self) -> Iterator[tuple[Server, Probe]]:
+        return zip(self._servers, self._probes, strict=True)
+
+    def _new(self, url: str) -> tuple[Server, Probe]:
+        server = Server(url, self._lost)
+        there = partial(self._is_there, server)
+        return server, Probe(server.breaker, there, self._tell, self._probe)
 
     @property
     def trouble(self) -> str:
@@ -133,7 +157,7 @@ class UpstreamBackend:
     def close(self, reason: ServeError) -> None:
         for probe in self._probes:
             probe.close()
-        for server in self._servers:
+        for server in (*self._servers, *self._leaving):
             server.hop.close(reason)
 
     async def _finish(self, request: InferRequest, rows: int, done: Done) -> None:
@@ -165,7 +189,18 @@ class UpstreamBackend:
         return reply
 
     async def _ask(self, request: InferRequest) -> InferReply:
-        server = self._pick()
+        """Of the first server that takes a connection: those that do not were sent nothing."""
+        tried: set[str] = set()
+        while True:
+            server = self._pick(tried)
+            tried.add(server.url)
+            try:
+                return await self._ask_one(server, request)
+            except Refused as error:
+                if tried.issuperset(one.url for one in self._servers):
+                    raise Lost(str(error)) from None
+
+    async def _ask_one(self, server: Server, request: InferRequest) -> InferReply:
         seconds = max(0.001, request.deadline - time.monotonic())
         try:
             async with asyncio.timeout(seconds):
@@ -195,9 +230,9 @@ class UpstreamBackend:
         try:
             async with server.hop.exchange("POST", path, body, headers) as reply:
                 return reply.status, reply.headers, await reply.read()
-        except Lost as error:
+        except Lost:
             self._judge(server, 0)
-            raise Lost(str(error)) from None
+            raise
         except BaseException:
             server.breaker.gave_up()
             raise
@@ -208,10 +243,10 @@ class UpstreamBackend:
             f"model {self.spec.name!r}: its server refuses the key of this server ({status}){hint}"
         )
 
-    def _pick(self) -> Server:
+    def _pick(self, tried: Collection[str] = ()) -> Server:
         """The one with the least under way. Raises Unavailable where all are left alone."""
         for server in sorted(self._servers, key=lambda each: each.hop.in_flight):
-            if server.breaker.allows():
+            if server.url not in tried and server.breaker.allows():
                 return server
         raise Unavailable(
             f"model {self.spec.name!r}: its server has failed again and again and is left alone",
@@ -225,7 +260,9 @@ class UpstreamBackend:
         if not status or status >= 500:
             server.breaker.failed(silent=not status)
         else:
-            self._probes[self._servers.index(server)].answered()
+            for one, probe in self._pairs():
+                if one is server:
+                    probe.answered()
             server.breaker.succeeded()
         self._tell()
 

@@ -297,8 +297,7 @@ class Gateway:
             return None
         served = self._served.get(key)
         if served is not None and served.state.address == state.address:
-            if isinstance(served.backend, TextBackend):
-                served.backend.move(state)
+            _move(served.backend, state)
             return Served(state, served.backend)
         try:
             return Served(state, await self._connect(state))
@@ -356,6 +355,16 @@ class Gateway:
             served.backend.close(_lost(served.state, SHUTDOWN))
             del self._leaving[served.state.address]
         self.on_left()
+
+
+def _move(backend: Backend, state: ModelState) -> None:
+    """Its workers or servers may be others, while it is the same model."""
+    if isinstance(backend, EscalatingBackend):
+        backend = backend.own
+    if isinstance(backend, TextBackend):
+        backend.move(state)
+    elif state.upstream is not None and isinstance(backend, UpstreamBackend):
+        backend.move(state.upstream)
 
 
 def _is_text(state: ModelState) -> bool:

@@ -27,6 +27,7 @@ from ds_serve.gateway import text_statistics, worker_metrics
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, check, end_by_timeout
 from ds_serve.gateway.text_body import read_json
 from ds_serve.gateway.text_hop import Reply
+from ds_serve.gateway.text_upstream import UpstreamWay
 from ds_serve.gateway.text_way import Ask, Way, WorkerWay
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import ModelState, Statistics, Tensor
@@ -88,9 +89,11 @@ class TextBackend:
                 yield _reply(self.spec, request, text, final=done)
 
     def move(self, state: ModelState) -> None:
-        """The supervisor names the model's workers anew."""
+        """The supervisor names the model's workers anew, or its servers."""
         if state.upstream is None and isinstance(self.way, WorkerWay):
             self.way.move(state.replicas or (state.address,))
+        elif state.upstream is not None and isinstance(self.way, UpstreamWay):
+            self.way.move(state.upstream)
 
     def room(self, size: int, before: int) -> Block | None:
         return None

@@ -90,18 +90,31 @@ class UpstreamWay:
         self._upstream = upstream
         self.remote = upstream.remote
         self._routing = limits.replica_routing
-        lost = f"model {name!r} lost this request: its server went away"
-        self._servers = {url: _Server(url, lost) for url in upstream.urls}
+        self._lost = f"model {name!r} lost this request: its server went away"
+        self._servers: dict[str, _Server] = {}
+        self._probes: dict[str, Probe] = {}
+        self._leaving: list[_Server] = []
+        self._every = limits.upstream_probe
         self._reason: ServeError | None = None
         self._key, self._key_read = "", -KEY_SECONDS
         self._admission = Admission(
             name, seat, self._look, limits.max_tokens_in_flight, limits.max_text_queue
         )
-        every = limits.upstream_probe
-        self._probes = {
-            url: Probe(server.breaker, partial(self._is_there, server), self._tell, every)
-            for url, server in self._servers.items()
-        }
+        self.move(upstream)
+
+    def move(self, upstream: Upstream) -> None:
+        """The servers are these from now on; what others have under way, they finish."""
+        for url in self._servers.keys() - set(upstream.urls):
+            self._probes.pop(url).close()
+            self._leaving.append(self._servers.pop(url))
+        for url in upstream.urls:
+            if url not in self._servers:
+                server = self._servers[url] = _Server(url, self._lost)
+                there = partial(self._is_there, server)
+                self._probes[url] = Probe(server.breaker, there, self._tell, self._every)
+        for server in [one for one in self._leaving if not one.hop.in_flight]:
+            self._leaving.remove(server)
+            server.hop.close(Lost(self._lost))
         self._tell()
 
     @property
@@ -116,7 +129,7 @@ class UpstreamWay:
 
     @property
     def in_flight(self) -> int:
-        held = sum(server.hop.in_flight for server in self._servers.values())
+        held = sum(one.hop.in_flight for one in (*self._servers.values(), *self._leaving))
         return self._admission.waiting + held
 
     def pump(self) -> None:
@@ -199,7 +212,8 @@ class UpstreamWay:
         if not status or status >= 500:
             server.breaker.failed(silent=not status)
         else:
-            self._probes[server.address].answered()
+            if server.address in self._probes:
+                self._probes[server.address].answered()
             server.breaker.succeeded()
         self._tell()
 
@@ -252,7 +266,7 @@ class UpstreamWay:
         self._admission.close(reason)
         for probe in self._probes.values():
             probe.close()
-        for server in self._servers.values():
+        for server in (*self._servers.values(), *self._leaving):
             server.hop.close(reason)
 
 

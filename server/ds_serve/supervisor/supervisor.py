@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ds_engines.errors import LoadError
 from ds_serve import logs
@@ -31,6 +32,9 @@ from ds_serve.supervisor.upstream import UpstreamKeeper
 from ds_serve.supervisor.worker import FAILED, READY, Keeper, RefusedKeeper
 from ds_serve.transport.messages import ModelState, Tuning
 from ds_serve.worker.config import WorkerConfig
+
+if TYPE_CHECKING:
+    from ds_serve.cluster.keeper import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Supervisor:
         )
         self._desk = Desk(self._control, self._manager, self._tunables)
         self._serials = count()
+        self._cluster = _cluster(settings, sources, folder)
         self._started = self._announced = False
         self._ending: asyncio.Future[int] | None = None
 
@@ -126,6 +131,8 @@ class Supervisor:
             group.create_task(self._manager.poll())
             group.create_task(meters.measure())
             group.create_task(pushing.keep_pushing(self.settings))
+            if self._cluster is not None:
+                group.create_task(self._cluster.run())
 
     def _gateway(self, index: int, kind: type[GatewayKeeper] = GatewayKeeper) -> GatewayKeeper:
         return kind(
@@ -143,14 +150,10 @@ class Supervisor:
             return RefusedKeeper(source.name, source.version, source.refusal, changed)
         if source.ensemble is not None:
             return EnsembleKeeper(source.ensemble, self.states, changed)
+        if self._cluster is not None and self._cluster.has(source):
+            return self._cluster.keeper(source, changed)
         if source.upstream is not None:
-            where = launch.upstream_of(self.settings, source)
-            if source.task == "tensor":
-                # As below: its HTTP client takes long to import.
-                from ds_serve.edge.keeper import TensorUpstreamKeeper  # noqa: PLC0415
-
-                return TensorUpstreamKeeper(source.name, source.version, where, changed)
-            return UpstreamKeeper(launch.text_spec(source), where, changed)
+            return self._ask_elsewhere(source, changed)
         folder = self._folder / str(next(self._serials))
         folder.mkdir()
         threads = cpus.share(cpus.available(), self._fleet.size)
@@ -177,6 +180,15 @@ class Supervisor:
             source.name, source.version, configure, self._control, folder, hang, changed,
             gateways=self._gateways,
         )  # fmt: skip
+
+    def _ask_elsewhere(self, source: ModelSource, changed: Changed) -> Keeper:
+        where = launch.upstream_of(self.settings, source)
+        if source.task == "tensor":
+            # As above: its HTTP client takes long to import.
+            from ds_serve.edge.keeper import TensorUpstreamKeeper  # noqa: PLC0415
+
+            return TensorUpstreamKeeper(source.name, source.version, where, changed)
+        return UpstreamKeeper(launch.text_spec(source), where, changed)
 
     def _log_settings(self) -> LogSettings:
         return self._tunables.logs
@@ -257,3 +269,15 @@ class Supervisor:
         for gateway in self._gateways.keepers:
             gateway.kill()
         self._fleet.close()
+        if self._cluster is not None:
+            self._cluster.kill()
+
+
+def _cluster(settings: Settings, sources: Sequence[ModelSource], folder: Path) -> Cluster | None:
+    """Where the models run, if that is not here."""
+    if not settings.cluster:
+        return None
+    # As above: what it needs takes long to import.
+    from ds_serve.cluster.keeper import Cluster  # noqa: PLC0415
+
+    return Cluster(settings, sources, folder)
