@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,18 +55,39 @@ async def keep_pushing(settings: Settings) -> None:
 
     sender = Sender(settings.metrics_push, settings.id)
     kept = Kept(_folder(settings))
+    fresh = asyncio.Event()
+    # A link that is cut may keep one waiting: what is counted meanwhile is kept all the same.
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_keep_adding(sender.snapshot, kept, settings.metrics_push_secs, fresh))
+        group.create_task(_keep_sending(sender, kept, settings.metrics_push, fresh))
+
+
+async def _keep_adding(
+    snapshot: Callable[[], bytes], kept: Kept, seconds: float, fresh: asyncio.Event
+) -> None:
+    failing = False
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            kept.add(await asyncio.to_thread(snapshot))
+            failing = False
+        except OSError as error:
+            if not failing:
+                log.error("metrics cannot be kept in %s: %s", kept.folder, error.strerror)
+            failing = True
+        fresh.set()
+
+
+async def _keep_sending(sender: Sending, kept: Kept, endpoint: str, fresh: asyncio.Event) -> None:
     reached = True
     while True:
-        await asyncio.sleep(settings.metrics_push_secs)
-        try:
-            kept.add(await asyncio.to_thread(sender.snapshot))
-            error = await asyncio.to_thread(kept.send, sender)
-        except OSError as problem:
-            error = f"{kept.folder}: {problem.strerror}"
+        await fresh.wait()
+        fresh.clear()
+        error = await asyncio.to_thread(kept.send, sender)
         waiting.set(len(kept))
         if bool(error) == reached:
             reached = not error
-            _tell(settings.metrics_push, error)
+            _tell(endpoint, error)
 
 
 def _tell(endpoint: str, error: str) -> None:
@@ -109,10 +131,15 @@ class Kept:
     def send(self, sender: Sending) -> str:
         """The oldest first, until one cannot be sent; why, or ""."""
         for file in self._files():
-            error = sender.send(file.read_bytes())
-            if error:
-                return error
-            file.unlink()
+            try:
+                error = sender.send(file.read_bytes())
+                if error:
+                    return error
+                file.unlink()
+            except FileNotFoundError:
+                continue  # it was one too many
+            except OSError as problem:
+                return f"{file}: {problem.strerror}"
         return ""
 
     def _files(self) -> list[Path]:
@@ -122,4 +149,4 @@ class Kept:
         files = self._files()
         if len(files) > MOST:
             for file in files[: len(files) // 2 : 2]:
-                file.unlink()
+                file.unlink(missing_ok=True)
