@@ -7,6 +7,7 @@ OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS. Imported where metrics are
 from __future__ import annotations
 
 import gzip
+import http.client
 import logging
 import math
 import os
@@ -83,8 +84,8 @@ class Sender:
                     log.error("a snapshot of the metrics was refused: %s", error)
                     return ""
                 return str(error)
-        except OSError as error:
-            return str(getattr(error, "reason", error))
+        except (OSError, http.client.HTTPException) as error:
+            return str(getattr(error, "reason", error)) or type(error).__name__
 
 
 def described(families: Iterable[Metric], started: int, now: int) -> list[otlp.Metric]:
@@ -106,7 +107,7 @@ def described(families: Iterable[Metric], started: int, now: int) -> list[otlp.M
 
 def _numbers(samples: Iterable[Sample], started: int, now: int) -> Iterable[otlp.NumberDataPoint]:
     for sample in samples:
-        if not math.isnan(sample.value):
+        if not math.isnan(sample.value) and not sample.name.endswith("_created"):
             yield otlp.NumberDataPoint(
                 attributes=_pairs(sample.labels.items()),
                 start_time_unix_nano=started,

@@ -71,9 +71,9 @@ async def _keep_adding(
         try:
             kept.add(await asyncio.to_thread(snapshot))
             failing = False
-        except OSError as error:
+        except Exception as error:  # metrics are not worth the server
             if not failing:
-                log.error("metrics cannot be kept in %s: %s", kept.folder, error.strerror)
+                log.exception("metrics cannot be kept in %s: %s", kept.folder, error)
             failing = True
         fresh.set()
 

@@ -40,11 +40,13 @@ def confidence(scores: Array, kind: str = "") -> Array:
     the least sure counts. `kind`: probabilities or logits; "" for what they look like.
     """
     values = np.asarray(scores, np.float64)
+    if not values.size:
+        return np.zeros(len(values))
     if values.ndim < 2 or values.shape[-1] == 1:
         sure = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
     else:
         sure = _probabilities(values, kind).max(-1).reshape(len(values), -1)
-    least: Array = sure.min(1) if sure.size else np.zeros(len(sure))
+    least: Array = sure.min(1)
     return least
 
 
