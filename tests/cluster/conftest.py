@@ -15,9 +15,9 @@ NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 SETTINGS = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_raylet_start_wait_time_s": "240",
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_failure_threshold": "10",
+    "RAY_agent_register_timeout_ms": "300000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }

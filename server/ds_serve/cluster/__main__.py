@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import ray
@@ -55,24 +56,31 @@ class Watched:
         found = serve.status().applications.get(self.job.application)
         if found is None:
             return Told(self.job.name, (), "the cluster has not begun it")
-        self._known = self._addresses()
+        answers = self.ask()
+        if answers is not None:  # else, where whoever is gone was, no connection can be had
+            self._known = tuple(sorted(address for address, _ in answers if address))
         deployments = found.deployments.values()
         message = " ".join(filter(None, (found.message, *(one.message for one in deployments))))
         failed = found.status.value == "DEPLOY_FAILED" and not self._known
         return Told(self.job.name, self._known, reason(message), failed)
 
-    def _addresses(self) -> tuple[str, ...]:
-        if self._handle is None:
-            self._handle = serve.get_deployment_handle(self.job.name, self.job.application)
+    def there(self) -> bool:
+        """Whether it runs in this very revision."""
+        answers = self.ask()
+        return bool(answers) and all(revision == self.revision for _, revision in answers or ())
+
+    def ask(self) -> list[tuple[str, str]] | None:
+        """Address and revision of its replicas; None where that is not known."""
         try:
+            if self._handle is None:
+                self._handle = serve.get_deployment_handle(self.job.name, self.job.application)
             asked = self._handle.broadcast("address")
             found = asked.results(timeout_s=PATIENCE, return_exceptions=True)
         except TimeoutError:
-            # Whoever is gone is asked by nobody: there, no connection can be had.
-            return self._known
-        except (RayError, RayServeException):
-            return ()
-        return tuple(sorted(each for each in found if isinstance(each, str) and each))
+            return None
+        except (RayError, RayServeException, KeyError):  # it has none, or is not there
+            return []
+        return [each for each in found if not isinstance(each, BaseException)]
 
 
 def reason(message: str) -> str:
@@ -84,10 +92,18 @@ def reason(message: str) -> str:
     return lines[0].strip() if lines else ""
 
 
+def ask_for(wanted: Sequence[Watched]) -> None:
+    if wanted:
+        log.info("Ray is asked for: %s", ", ".join(each.job.name for each in wanted))
+        deploy([(each.job, each.revision) for each in wanted])
+
+
 def watch(config: AgentConfig, output: int) -> None:
     """Tell where the replicas are, whenever that has changed."""
+    # Its proxies would take ports of every node, and have nothing to do.
+    serve.start(proxy_location="Disabled")
     watched = [Watched(job) for job in config.jobs]
-    deploy(config.jobs)
+    ask_for([each for each in watched if not each.there()])
     last: dict[str, Told] = {}
     looked = time.monotonic()
     while True:
@@ -98,12 +114,7 @@ def watch(config: AgentConfig, output: int) -> None:
                 last[told.name] = told
         if config.poll and time.monotonic() - looked >= config.poll:
             looked = time.monotonic()
-            changed = [each.job for each in watched if each.changed()]
-            if changed:
-                log.info(
-                    "replaced, as their files have: %s", ", ".join(one.name for one in changed)
-                )
-                deploy(changed)
+            ask_for([each for each in watched if each.changed()])
         time.sleep(EVERY)
 
 
@@ -113,14 +124,17 @@ def main() -> int:
     output = os.dup(1)
     os.dup2(2, 1)
     try:
+        logging.getLogger("ray").setLevel(logging.WARNING)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
         with suppress(KeyboardInterrupt):
             watch(config, output)
     except ConnectionError as error:
         said = str(error).splitlines()[0]
         return child.fail(f"--cluster {config.address}: there is no such cluster: {said}")
-    except (RayError, RayServeException, ConfigError, OSError) as error:
-        return child.fail(f"the cluster {config.address}: {str(error).splitlines()[0]}")
+    except Exception as error:  # whatever it is, the next life may do better
+        log.debug("the link to Ray", exc_info=True)
+        said = (str(error).splitlines() or [""])[0]
+        return child.fail(f"the cluster {config.address}: {type(error).__name__}: {said}")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ray import serve
 from ray.serve import Application
 
-from ds_serve.cluster.plan import Job, revision
+from ds_serve.cluster.plan import Job
 from ds_serve.cluster.replica import Replica
 
 POLICY = "ds_serve.cluster.scaling:by_requests"
@@ -25,10 +25,8 @@ SURGE = 25
 LONGEST = 30.0
 
 
-def application(job: Job, state: str) -> Application:
-    """What Ray Serve runs for a model. `state` of its files: with another one, Ray replaces its
-    replicas.
-    """
+def application(job: Job, revision: str) -> Application:
+    """What Ray Serve runs for a model."""
     deployment = serve.deployment(
         name=job.name,
         ray_actor_options={"num_cpus": job.cpus, "num_gpus": job.gpus},
@@ -46,16 +44,16 @@ def application(job: Job, state: str) -> Application:
         graceful_shutdown_wait_loop_s=LEAVE,
         graceful_shutdown_timeout_s=LEAVE + job.drain + LAST,
     )(Replica)
-    return deployment.bind(job.model, job.arguments, "", job.base, job.drain, state)
+    return deployment.bind(job.model, job.arguments, "", job.base, job.drain, revision)
 
 
-def deploy(jobs: Sequence[Job]) -> None:
-    """Ask for these, beside what else there is; returns before they are ready."""
-    # Its proxies would take ports of every node, and have nothing to do.
-    serve.start(proxy_location="Disabled")
+def deploy(jobs: Sequence[tuple[Job, str]]) -> None:
+    """Ask for these in their revisions, beside what else there is; returns before they are ready.
+    Ray replaces all replicas of what it has, whether that is another or not.
+    """
     targets = [
-        serve.RunTarget(application(job, revision(job)), name=job.application, route_prefix=None)
-        for job in jobs
+        serve.RunTarget(application(job, revision), name=job.application, route_prefix=None)
+        for job, revision in jobs
     ]
     serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False

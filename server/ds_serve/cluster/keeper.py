@@ -119,7 +119,7 @@ class ClusterKeeper(Keeper):
         self._become(STOPPED)
 
     async def settled(self) -> None:
-        """Also one for which the cluster has no room yet: the others are not to wait for it."""
+        """Wait until some replica answers, or Ray has given up."""
         await self._asked.wait()
 
     async def stop(self, grace: float) -> None:
@@ -134,8 +134,6 @@ class ClusterKeeper(Keeper):
         """Nothing is known. What answers goes on."""
         if self.state.state != READY and not self._stopping:
             self._become(LOADING, reason)
-            self.state.required = False
-            self._asked.set()
 
     async def hear(self, told: Told) -> None:
         """The replicas are others now."""
@@ -162,7 +160,6 @@ class ClusterKeeper(Keeper):
             self.state.address = f"cluster-{self.name}-{next(_serials)}"
         self.state.spec = spec
         self.state.upstream = Upstream(",".join(addresses), self.name)
-        self.state.required = True
         self._asked.set()
         self._become(READY)
 

@@ -215,7 +215,9 @@ def _check(settings: Settings) -> None:
 
 
 def revision(job: Job) -> str:
-    """What changes when the model's files do. Raises ConfigError where they are not there."""
+    """What changes when the model's files or flags do. Raises ConfigError where they are not
+    there.
+    """
     source = known.named(job.model, job.wish)
     files = [path for path in (source.config,) if path is not None]
     artifact = source.artifact
@@ -223,7 +225,7 @@ def revision(job: Job) -> str:
         files += sorted(path for path in artifact.rglob("*") if path.is_file())
     elif artifact.is_file():
         files += sorted(artifact.parent.glob(f"{artifact.name}*"))
-    found = blake2b(digest_size=8)
+    found = blake2b(repr(job).encode(), digest_size=8)
     for file in files:
         status = file.stat()
         found.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())

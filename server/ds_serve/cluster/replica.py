@@ -43,19 +43,18 @@ class Replica:
         drain: float,
         revision: str,
     ) -> None:
-        """`revision`: of the model's files. Another one makes Ray replace its replicas."""
+        """`revision`: of the model's files and flags, by which it is told from a later one."""
         self._base, self._drain, self._revision = base, drain, revision
         self._server = Server(model, arguments, host or _own_address())
         self._url = await self._server.ready()
-        self._answers = True
         self._client = aiohttp.ClientSession(
             self._url, timeout=aiohttp.ClientTimeout(total=SECONDS)
         )
 
-    async def address(self) -> str:
-        """Where its model answers; "" while it does not."""
-        self._answers = await self._status("/health/ready") == 200
-        return self._url + self._base if self._answers else ""
+    async def address(self) -> tuple[str, str]:
+        """Where its model answers, "" while it does not; and its revision."""
+        answers = await self._status("/health/ready") == 200
+        return (self._url + self._base if answers else ""), self._revision
 
     async def check_health(self) -> None:
         """Raises where Ray had better start another. Its server starts failed workers by itself,
