@@ -165,6 +165,26 @@ def test_what_is_said_of_a_page_is_true(page: Page) -> None:
     assert [each for each in beginnings if not any(t.startswith(each) for t in texts)] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "reason"),
+    [
+        ("```\ncurl localhost:8000\n```\n", "shell", ""),
+        ("```sh\nwhatever\n```\n", "shell", ""),
+        ("```\n$ ds-serve --model x\n```\n", "shell", ""),
+        ("    ds-serve --model x\n", "shell", ""),
+        ("Words:\n\n    KEY=1 ds-models list\n", "shell", ""),
+        ("```python\nprint()\n```\n", "python", ""),
+        ("```\nmodels/\n└── net/\n```\n", "", ""),
+        ("<!-- not run: needs a GPU -->\n```\ncurl x\n```\n", "shell", "needs a GPU"),
+        ("<!-- not run: no -->\nWords.\n\n```\ncurl x\n```\n", "shell", ""),
+        ("<!-- not run: no -->\n\n    make docs\n", "shell", "no"),
+    ],
+)
+def test_what_is_a_command_and_what_is_marked(text: str, kind: str, reason: str) -> None:
+    (block,) = doc_blocks.blocks("page.md", text)
+    assert (block.kind, block.reason) == (kind, reason)
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     made = Servers(tmp_path_factory.mktemp("shared"))

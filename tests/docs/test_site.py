@@ -1,4 +1,4 @@
-"""The site that `make docs` builds has all pages; whether links lead somewhere is mkdocs' to say."""
+"""The site of `make docs` has all pages; whether their links lead somewhere is mkdocs' to say."""
 
 from __future__ import annotations
 

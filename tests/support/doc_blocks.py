@@ -93,7 +93,7 @@ def read(path: Path) -> Page:
     run_by, nothing = _ELSEWHERE.search(text), _NOTHING.search(text)
     return Page(
         path,
-        tuple(sorted(_blocks(path.relative_to(ROOT).as_posix(), text), key=lambda each: each.line)),
+        blocks(path.relative_to(ROOT).as_posix(), text),
         run_by[1] if run_by else "",
         nothing[1] if nothing else "",
     )
@@ -101,6 +101,11 @@ def read(path: Path) -> Page:
 
 def pages() -> list[Page]:
     return [read(path) for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))]
+
+
+def blocks(page: str, text: str) -> tuple[Block, ...]:
+    """The blocks of a page's text, in their order."""
+    return tuple(sorted(_blocks(page, text), key=lambda block: block.line))
 
 
 def _blocks(page: str, text: str) -> Iterator[Block]:
