@@ -85,8 +85,8 @@ def _detector(folder: Path, given: argparse.Namespace, shown: Reporter) -> tuple
         began, used = time.monotonic(), time.process_time()
         detector = trained(plan, shown)
         about = (
-            f"Trained in {plan.steps} steps of {plan.batch} crops of {plan.boards} boards, on "
-            f"{plan.threads} threads of PyTorch {torch.__version__.partition('+')[0]}: "
+            f"Trained in {plan.steps} steps of {plan.batch} crops of {plan.boards} boards by "
+            f"PyTorch {torch.__version__.partition('+')[0]}, threads: {plan.threads}; "
             f"{time.process_time() - used:.0f} s of CPU time, which took "
             f"{time.monotonic() - began:.0f} s."
         )
