@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 import onnx_models
@@ -16,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from serving import Server
 
 from ds_engines.base import BatchEngine, EngineOptions, load
-from ds_engines.errors import EngineFailure, Unsupported
+from ds_engines.errors import EngineFailure, LoadError, Unsupported
 from ds_engines.numerics import counted
-from ds_engines.spec import BatchPolicy, ModelSpec
+from ds_engines.spec import BatchPolicy, ModelSpec, WarmUp, WarmUpInput
+from ds_serve.worker.warming import warm
 
 ENGINES = ("onnxruntime", "openvino")
 MASK = np.where(np.tri(3, dtype=bool), 0, -np.inf).astype(np.float32)
@@ -128,6 +130,14 @@ def test_engines_that_show_no_layers_refuse() -> None:
         Unsupported, match=r"--debug-numerics: python does not show its layers.*onnxruntime"
     ):
         load(ModelSpec("m", "python", Path("model.py")), EngineOptions(debug_numerics=True))
+
+
+def test_a_warm_up_that_yields_infinity_keeps_the_model_back(tmp_path: Path) -> None:
+    model = watched(logarithms, "onnxruntime", tmp_path)
+    zeros = WarmUp("zeros", 1, 1, (WarmUpInput("x", "FP32", (3,)),))
+    model.spec = msgspec.structs.replace(model.spec, warm_ups=(zeros,))
+    with pytest.raises(LoadError, match=r"warm-up 'zeros' failed: .*'block/log' \(Log\)"):
+        warm(model)
 
 
 def test_through_the_server_the_bad_request_alone_fails(tmp_path: Path) -> None:

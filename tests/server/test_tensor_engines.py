@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 
 import onnx_models
 import pytest
+import tritonclient.http
+from serving import Server
 
 from ds_engines import tensorrt_library
 from ds_engines.errors import ConfigError
@@ -169,6 +172,42 @@ def test_the_workers_device_is_the_one_asked_for(onnx: Path, device: str) -> Non
     assert tensor_engines.device_of(source.engine, settings.device) == (
         "cuda" if device == "auto" else device
     )
+
+
+def archive(path: Path, member: str) -> Path:
+    """Of PyTorch's, by what is in it."""
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr(f"net/{member}", b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("member", "what"),
+    [("constants.pkl", "TorchScript"), ("data/aotinductor/model/a.so", "an AOTInductor package")],
+)
+def test_files_that_hold_code_are_for_those_who_trust_them(
+    tmp_path: Path, member: str, what: str
+) -> None:
+    file = archive(tmp_path / "net.pt", member)
+    with pytest.raises(ConfigError, match=f"net.pt is {what}, .*: give --trust if you trust"):
+        chosen(file)
+    source = resolve_all([str(file)], wish=Wish(trust=True, device="cpu"))[0]
+    assert (source.engine, source.why) == (
+        "torch",
+        f"net.pt is {what}, which is trusted, so PyTorch runs it on the CPU",
+    )
+
+
+def test_what_a_client_sends_is_never_trusted(tmp_path: Path) -> None:
+    data = archive(tmp_path / "net.pt", "constants.pkl").read_bytes()
+    (tmp_path / "models").mkdir()
+    given = ("--model-control-mode", "explicit", "--open-control", "--trust")
+    with (
+        Server("--model-repository", tmp_path / "models", *given) as server,
+        tritonclient.http.InferenceServerClient(server.http_address) as client,
+        pytest.raises(tritonclient.http.InferenceServerException, match=r"TorchScript.*--trust"),
+    ):
+        client.load_model("net", config="{}", files={"file:1/model.pt2": data})
 
 
 @pytest.mark.usefixtures("gpu")
