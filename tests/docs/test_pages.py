@@ -98,6 +98,7 @@ SETTINGS = {
         {"curl ": f"ds-serve --model-repository path/to/models {EXPLICIT} --load-model digits"},
         {"client.": TRITON, "model =": TRITON},
     ),
+    "docs/security.md": Setting(),
     "docs/text-encoders.md": Setting(),
     "docs/text-openvino.md": Setting(serves={"from anthropic": CHAT}),
     "docs/tune.md": Setting(),
