@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from ds_engines import datatypes
 from ds_engines.base import EngineOptions
+from ds_engines.cuda.ledger import Ledger
 from ds_engines.errors import LoadError
 from ds_engines.onnx_halves import halved
 from ds_engines.onnxruntime_devices import CPU, Choice, choose, converts, providers
@@ -96,6 +97,7 @@ def placed(
     asked for. Raises LoadError.
     """
     if wanted.cuda:
+        _check_room(artifact, wanted)
         with contextlib.suppress(Exception):  # it prints what is missing, and the session says so
             ort.preload_dlls()
     model = source(artifact, wanted, options)
@@ -115,6 +117,20 @@ def placed(
         raise LoadError(f"{artifact} cannot run with {wanted}: {why}")
     log.warning("%s does not run with %s: %s", artifact.name, wanted, why)
     return placed(artifact, options, choose("cpu", ort.get_available_providers()), made)
+
+
+def _check_room(artifact: Path, wanted: Choice) -> None:
+    """Raises DoesNotFit where the weights do not fit on the GPU, as far as CUDA can be asked."""
+    try:
+        from ds_engines.cuda import device  # noqa: PLC0415 - it needs cuda-bindings
+    except ImportError:
+        return
+    if wanted.number >= device.count():
+        return
+    here = device.find(f"cuda:{wanted.number}")
+    ledger = Ledger(artifact.name, str(here), here.free())
+    ledger.need("weights", artifact.stat().st_size)
+    ledger.check()
 
 
 def _cache(choice: Choice) -> Path | None:

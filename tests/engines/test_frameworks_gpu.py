@@ -1,0 +1,82 @@
+"""ONNX Runtime and PyTorch on a GPU: they answer as they do on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx_models
+import pytest
+
+from ds_engines.base import BatchEngine, EngineOptions, load
+from ds_engines.spec import BatchPolicy, ModelSpec
+
+
+def onnx_runtime(folder: Path) -> Path:
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu and an NVIDIA GPU")
+    return onnx_models.mlp(folder / "mlp.onnx")
+
+
+def torch_program(folder: Path) -> Path:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a PyTorch for GPUs, and a GPU")
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 8))
+    rows = torch.export.Dim("rows", min=1, max=32)
+    made = torch.export.export(net, (torch.ones(2, 64),), dynamic_shapes=({0: rows},))
+    torch.export.save(made, folder / "mlp.pt2")
+    return folder / "mlp.pt2"
+
+
+MAKERS = {"onnxruntime": onnx_runtime, "torch": torch_program}
+
+
+def both(engine: str, folder: Path, dtype: str = "auto") -> tuple[BatchEngine, BatchEngine]:
+    """On the GPU, and on the CPU."""
+    spec = ModelSpec("m", engine, MAKERS[engine](folder), batch=BatchPolicy(max_batch_size=16))
+    return load(spec, EngineOptions(device="cuda", dtype=dtype)), load(spec, EngineOptions())
+
+
+@pytest.mark.parametrize("engine", MAKERS)
+def test_answers_are_the_cpus_whatever_the_batch_and_however_often(
+    tmp_path: Path, engine: str
+) -> None:
+    ours, theirs = both(engine, tmp_path)
+    assert ours.spec.accelerated
+    assert (ours.spec.inputs, ours.spec.outputs) == (theirs.spec.inputs, theirs.spec.outputs)
+    assert ours.spec.slots == 3
+    name, rng = ours.spec.inputs[0].name, np.random.default_rng(0)
+    batches = [rng.random((size, 64), np.float32) for size in (1, 3, 16)]
+    wanted = [theirs.run({name: batch}) for batch in batches]
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            for _ in range(8):  # graphs are recorded after four
+                for batch, answer in zip(batches, wanted, strict=True):
+                    for output, array in ours.run({name: batch}).items():
+                        np.testing.assert_allclose(array, answer[output], rtol=1e-2, atol=1e-3)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    ours.close()
+
+
+@pytest.mark.parametrize("engine", MAKERS)
+def test_fp16_answers_nearly_the_same(tmp_path: Path, engine: str) -> None:
+    pytest.importorskip("onnx")
+    ours, theirs = both(engine, tmp_path, "fp16")
+    name = ours.spec.inputs[0].name
+    batch = {name: np.random.default_rng(0).random((5, 64), np.float32)}
+    for output, array in theirs.run(batch).items():
+        np.testing.assert_allclose(ours.run(batch)[output], array, atol=0.03)
+    ours.close()
