@@ -99,11 +99,14 @@ def encode(request: InferRequest) -> tuple[bytes, dict[str, str]]:
 
 
 def decode(headers: dict[str, str], body: bytes) -> tuple[list[Tensor], dict[str, Any]]:
-    """The outputs and the parameters of an answer. Raises EngineFailure where it is none."""
+    """The outputs and the parameters of an answer, those that gRPC can pass on. Raises
+    EngineFailure where it is none.
+    """
     try:
         split = int(headers.get(HEADER_LENGTH, len(body)))
         parsed = _decode(body[:split])
-        return _tensors(parsed.outputs, memoryview(body)[split:]), parsed.parameters
+        said = {k: v for k, v in parsed.parameters.items() if isinstance(v, str | int)}
+        return _tensors(parsed.outputs, memoryview(body)[split:]), said
     except (ValueError, InvalidRequest) as error:
         raise EngineFailure(f"its server's answer is no inference answer: {error}") from None
 
