@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,26 @@ from typing import Any
 import pytest
 from serving import Server
 
-NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+PORTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "runtime_env_agent_port",
+    "dashboard_agent_listen_port",
+)
+"""Of Ray's helpers on each node. Those that choose one themselves must do so within 15 seconds,
+which they do not on a busy machine.
+"""
 
 SETTINGS = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_failure_threshold": "10",
-    "RAY_agent_register_timeout_ms": "300000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 """Of Ray's processes: it waits longer for a busy machine, and hears of load sooner."""
+
+TRIES = 3
 
 NO_RAY = "ray is not installed: pip install 'ds-serve[ray]' into an environment of its own"
 
@@ -39,20 +50,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=NO_RAY))
 
 
+def node() -> dict[str, Any]:
+    """What a node has."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in PORTS]
+        ports = [listener.getsockname()[1] for listener in listeners]
+    return {
+        "num_cpus": 2,
+        "object_store_memory": 100 * 2**20,
+        **dict(zip(PORTS, ports, strict=True)),
+    }
+
+
+def patiently(attempt: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 seconds to begin; a busy machine may need another go."""
+    for left in reversed(range(TRIES)):
+        try:
+            return attempt()
+        except Exception:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """`ray.cluster_utils.Cluster` with a head and another node."""
     os.environ.update(SETTINGS)
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made = Cluster()
     try:
-        made.add_node(**NODE)
+        patiently(lambda: made.add_node(**node(), include_dashboard=False))
+        patiently(lambda: made.add_node(**node()))
         yield made
     finally:
         made.shutdown()
         for name in SETTINGS:
             del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def add_node(nodes: Any) -> Callable[[], Any]:
+    return lambda: patiently(lambda: nodes.add_node(**node()))
 
 
 @pytest.fixture(scope="module")

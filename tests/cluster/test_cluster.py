@@ -157,7 +157,7 @@ def test_a_new_version_takes_over_without_a_failed_request(mlp: tuple[Server, Pa
     assert asking.failures == []
 
 
-def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any) -> None:
+def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any, add_node: Callable[[], Any]) -> None:
     server, _ = mlp
     head, other = nodes.list_all_nodes()
     until(lambda: everywhere(nodes) == 2, "not two replicas", LONG, server.log)
@@ -171,7 +171,7 @@ def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any) -> None:
         until(lambda: asking.answers.total() > 20, "no answers any more", LONG, server.log)
     # No more than were on their way when it died: one for each client.
     assert len(asking.failures) <= clients, asking.failures
-    nodes.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    add_node()
 
 
 def test_replicas_follow_the_load(served: Start, nodes: Any, tmp_path: Path) -> None:
