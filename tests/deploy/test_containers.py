@@ -197,7 +197,7 @@ def test_what_is_installed_beside_the_server_overrides_nothing_of_it(name: str) 
 
 
 def test_scripts_say_how_they_are_used() -> None:
-    for name in ["build", "lock", "prove"]:
+    for name in ["build", "lock", "prove", "prove-aarch64"]:
         script = CONTAINERS / name
         subprocess.run(["bash", "-n", script], check=True)
         assert "set -euo pipefail" in script.read_text(), name
