@@ -14,6 +14,7 @@ import numpy as np
 import onnx_models
 import pytest
 import python_models
+import texts
 import tritonclient.grpc
 import tritonclient.http
 from serving import Server, children, until
@@ -169,6 +170,7 @@ def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any, add_node: Callable[[]
         until(lambda: replicas(head) == 2, "Ray did not start another replica", LONG, server.log)
         asking.answers.clear()
         until(lambda: asking.answers.total() > 20, "no answers any more", LONG, server.log)
+    print(f"failed: {len(asking.failures)} of {clients} clients' requests in flight")
     # No more than were on their way when it died: one for each client.
     assert len(asking.failures) <= clients, asking.failures
     add_node()
@@ -188,6 +190,28 @@ def test_replicas_follow_the_load(served: Start, nodes: Any, tmp_path: Path) -> 
         until(lambda: asking.answers.total() > answered + 20, "no answers", LONG, server.log)
     until(lambda: everywhere(nodes) == before + 1, "more than one replica", LONG, server.log)
     assert asking.failures == []
+
+
+def test_a_text_model(served: Start) -> None:
+    server = served("--model", texts.TEXT, "--cluster-replicas", "1:1")
+    answer = server.client.post(
+        f"{server.http}/v1/chat/completions", json=texts.PARIS, timeout=LONG
+    )
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    body = texts.PARIS | {"stream": True}
+    answer = server.client.post(f"{server.http}/v1/chat/completions", json=body, timeout=LONG)
+    assert answer.text.rstrip().endswith("data: [DONE]")
+
+
+def test_there_is_no_such_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    server = Server("--cluster", "127.0.0.1:1", "--model", onnx_models.mlp(tmp_path / "mlp.onnx"))
+    try:
+        assert server.start().process.wait(LONG) == 1
+        assert "--cluster 127.0.0.1:1: there is no such cluster" in server.log()
+        assert "Traceback" not in server.log()
+    finally:
+        server.close()
 
 
 def onnx_models_run(file: Path) -> Any:

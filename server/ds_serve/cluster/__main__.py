@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -118,6 +119,13 @@ def watch(config: AgentConfig, output: int) -> None:
         time.sleep(EVERY)
 
 
+def reach(address: str) -> None:
+    """Raises OSError where nobody listens there; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+
+
 def main() -> int:
     config = child.begin(sys.argv[1], AgentConfig)
     # What libraries print is not for the supervisor.
@@ -125,12 +133,15 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         logging.getLogger("ray").setLevel(logging.WARNING)
+        reach(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
         with suppress(KeyboardInterrupt):
             watch(config, output)
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
         said = str(error).splitlines()[0]
-        return child.fail(f"--cluster {config.address}: there is no such cluster: {said}")
+        return child.fail(
+            f"--cluster {config.address}: there is no such cluster: {said}", permanent=True
+        )
     except Exception as error:  # whatever it is, the next life may do better
         log.debug("the link to Ray", exc_info=True)
         said = (str(error).splitlines() or [""])[0]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from ds_engines.errors import EngineFailure, ServeError
+from ds_engines.errors import EngineFailure, LoadError, ServeError
 from ds_engines.spec import ModelSpec
 from ds_serve import child
 from ds_serve.cluster import plan
@@ -45,6 +45,7 @@ class Cluster:
         self._folder = folder
         self._keepers: dict[str, ClusterKeeper] = {}
         self._process: asyncio.subprocess.Process | None = None
+        self._heard = False
 
     def has(self, source: ModelSource) -> bool:
         return plan.on_cluster(source)
@@ -55,7 +56,7 @@ class Cluster:
         return made
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever. Raises LoadError where there is no such cluster, and never was."""
         file = self._folder / "cluster.json"
         failure = self._folder / "cluster.failure"
         child.write(self._config(), file)
@@ -71,6 +72,8 @@ class Cluster:
             await self._listen(self._process)
             status = await self._process.wait()
             said = failure.read_text().strip() if failure.exists() else f"it ended with {status}"
+            if status == child.PERMANENT and not self._heard:
+                raise LoadError(said)
             log.error("the link to Ray is lost: %s; trying again", said)
             for keeper in self._keepers.values():
                 keeper.missing(said)
@@ -85,6 +88,7 @@ class Cluster:
         assert process.stdout is not None, "it is a pipe"
         while line := await process.stdout.readline():
             told = decode(line)
+            self._heard = True
             if told.name in self._keepers:
                 await self._keepers[told.name].hear(told)
 
