@@ -19,8 +19,8 @@ PORTS = (
     "runtime_env_agent_port",
     "dashboard_agent_listen_port",
 )
-"""Of Ray's helpers on each node. Those that choose one themselves must do so within 15 seconds,
-which they do not on a busy machine.
+"""Of Ray's helpers on each node. A raylet ends where they have not chosen one within 15 seconds,
+which they do not on a busy machine; where it is given, it need not wait for most of them.
 """
 
 SETTINGS = {
@@ -32,7 +32,7 @@ SETTINGS = {
 }
 """Of Ray's processes: it waits longer for a busy machine, and hears of load sooner."""
 
-TRIES = 3
+TRIES = 5
 
 NO_RAY = "ray is not installed: pip install 'ds-serve[ray]' into an environment of its own"
 
