@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,12 @@ _PACKAGES = {
     MIGRAPHX: "onnxruntime-migraphx",
     OPENVINO: "onnxruntime-openvino",
 }
+_LIBRARIES = {
+    CUDA: "libonnxruntime_providers_cuda.so",
+    MIGRAPHX: "libonnxruntime_providers_migraphx.so",
+}
+"""What a package with that provider has in its folder `capi`."""
+
 _BY_DEVICE = {"cpu": (OPENVINO, CPU), "cuda": (CUDA,), "rocm": (MIGRAPHX,)}
 """Device to the providers that run on it, the one to be taken first where it is there."""
 
@@ -91,6 +98,20 @@ def choose(device: str, available: Sequence[str], accelerator: str = "") -> Choi
     if not found:
         raise Unsupported(_missing(f"--device {device}", providers[0]))
     return Choice(found, index, sure=kind != "cpu")
+
+
+def require_package(device: str) -> None:
+    """Raises Unsupported where the package that is installed has nothing for a GPU that is asked
+    for. It is not imported, which takes its time.
+    """
+    kind, _ = _parsed(device)
+    package = find_spec("onnxruntime")
+    if kind in ("auto", "cpu") or package is None:
+        return
+    folders = [Path(each) / "capi" for each in package.submodule_search_locations or ()]
+    providers = _BY_DEVICE[kind]
+    if not any((folder / _LIBRARIES[each]).exists() for folder in folders for each in providers):
+        raise Unsupported(_missing(f"--device {device}", providers[0]))
 
 
 def _parsed(device: str) -> tuple[str, int]:

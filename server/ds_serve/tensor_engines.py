@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_engines import tensorrt_library, torch_archive
-from ds_engines.errors import ConfigError
+from ds_engines import onnxruntime_devices, tensorrt_library, torch_archive
+from ds_engines.errors import ConfigError, Unsupported
 from ds_serve.extras import installed
 from ds_serve.text_models import Wish
 from ds_serve.vllm import devices
@@ -125,6 +125,11 @@ def check_device(name: str, engine: str, device: str) -> None:
             f"--device {device}: model {name!r} runs on {engine}, which has auto, cpu, cuda and "
             "rocm, or one GPU by its number, such as cuda:0"
         )
+    elif engine == ONNXRUNTIME:
+        try:
+            onnxruntime_devices.require_package(device)
+        except Unsupported as error:
+            raise ConfigError(str(error)) from None
 
 
 def of_plan(file: Path, wish: Wish) -> Choice:
