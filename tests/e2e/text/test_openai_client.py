@@ -231,9 +231,9 @@ def test_request_ids(client: openai.OpenAI) -> None:
 async def test_a_full_queue_refuses_with_advice(
     server: Server, async_client: openai.AsyncOpenAI
 ) -> None:
-    """The queue holds 256 answers: two requests of 128 fill it."""
+    """The queue holds 256 answers: two requests of 128 fill it, and the cache has room for them."""
     chats, texts = async_client.chat.completions, async_client.completions
-    asked: dict[str, Any] = {"model": TEXT, "prompt": "Once", "max_tokens": 4000, "n": 128}
+    asked: dict[str, Any] = {"model": TEXT, "prompt": "Once", "max_tokens": 100, "n": 128}
     filling = [asyncio.create_task(texts.create(**asked)) for _ in range(2)]
     try:
         await asyncio.to_thread(until, lambda: held(server) == 256, "the queue is not full")
