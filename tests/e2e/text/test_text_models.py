@@ -143,8 +143,10 @@ def test_a_context_length_needs_a_text_model(mlp: Path) -> None:
 def test_the_serving_modules_load_no_training_framework(tmp_path: Path) -> None:
     """Packages of those names lie on the path, so that an import of one would succeed."""
     heavy = ["torch", "transformers", "tensorflow", "vllm"]
-    # A process of its own imports these, and only for what is PyTorch's, or for a GPU.
-    apart = r"ds_engines\.(torch|(encoder|openvino)_tracing|tensorrt(_slot|_profile)?|cuda(\..*)?)"
+    # A process of its own imports these, and only for what is PyTorch's or Ray's, or for a GPU.
+    torch = r"torch(_code|_device|_numerics|_program)?|(encoder|openvino)_tracing"
+    cuda = r"tensorrt(_slot|_profile)?|cuda(\..*)?"
+    apart = rf"ds_engines\.({torch}|{cuda})|ds_serve\.cluster\.deploy"
     for name in heavy:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("__version__ = '0'\n")
