@@ -20,7 +20,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ds-serve/perf_analyzer"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds-serve/perf_analyzer"
 WHEELS = {
     "tritonclient==2.51.0": "data/bin/perf_analyzer",
     "nvidia-cuda-runtime-cu12": "lib/libcudart.so.12",

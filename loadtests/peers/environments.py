@@ -12,7 +12,7 @@ from typing import Any
 
 from loadtests.perf_analyzer import BenchmarkError
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ds-serve/peers"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds-serve/peers"
 VERSIONS = Path(__file__).resolve().parent / "versions.toml"
 STAMP = "requirements.json"
 
