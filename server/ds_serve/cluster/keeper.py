@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from ds_engines.errors import EngineFailure, LoadError, ServeError
+from ds_engines.errors import LoadError, ServeError
 from ds_engines.spec import ModelSpec
 from ds_serve import child
 from ds_serve.cluster import plan
@@ -177,10 +177,5 @@ class ClusterKeeper(Keeper):
         """Of a tensor model, as the newest answer says: replicas may be replaced one by one."""
         if self._text is not None:
             return self._text
-        error: ServeError = EngineFailure("it has no replica")
-        for address in addresses:
-            try:
-                return await ask(Upstream(address, self.name), self.name, self.state.version)
-            except ServeError as one:
-                error = one
-        raise error
+        upstream = Upstream(",".join(addresses), self.name)
+        return await ask(upstream, self.name, self.state.version)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from ds_serve.edge import marks, rows
 from ds_serve.edge.rules import Rule
 from ds_serve.edge.sure import confidence, judged_output
 from ds_serve.gateway.backend import Backend
-from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, resolve
+from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, answered
 from ds_serve.metrics import Tally
 from ds_serve.transport.arena import Block
 from ds_serve.transport.messages import Statistics, Tensor
@@ -85,12 +83,7 @@ class EscalatingBackend:
         yield await self.infer(request)
 
     async def infer(self, request: InferRequest) -> InferReply:
-        answer: asyncio.Future[InferReply] = asyncio.get_running_loop().create_future()
-        abandon = self.begin(request, partial(resolve, answer))
-        try:
-            return await answer
-        finally:
-            abandon()
+        return await answered(self.begin, request)
 
     async def statistics(self) -> Statistics:
         return await self.own.statistics()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
@@ -20,9 +19,9 @@ from ds_serve.gateway.requests import (
     Done,
     InferReply,
     InferRequest,
+    answered,
     check,
     end_by_timeout,
-    resolve,
 )
 from ds_serve.tracing import IN_WORKER
 from ds_serve.transport.arena import Block
@@ -62,12 +61,7 @@ class EnsembleBackend:
         yield await self.infer(request)
 
     async def infer(self, request: InferRequest) -> InferReply:
-        answer: asyncio.Future[InferReply] = asyncio.get_running_loop().create_future()
-        abandon = self.begin(request, partial(resolve, answer))
-        try:
-            return await answer
-        finally:
-            abandon()
+        return await answered(self.begin, request)
 
     async def statistics(self) -> Statistics:
         return self.accounts.statistics()

@@ -18,9 +18,9 @@ from ds_serve.gateway.requests import (
     Done,
     InferReply,
     InferRequest,
+    answered,
     check,
     end_by_timeout,
-    resolve,
 )
 from ds_serve.gateway.shared_inputs import SharedInputs
 from ds_serve.transport.arena import Block
@@ -123,12 +123,7 @@ class TensorBackend:
         yield await self.infer(request)
 
     async def infer(self, request: InferRequest) -> InferReply:
-        answer: asyncio.Future[InferReply] = self._loop.create_future()
-        abandon = self.begin(request, partial(resolve, answer))
-        try:
-            return await answer
-        finally:
-            abandon()
+        return await answered(self.begin, request)
 
     async def statistics(self) -> Statistics:
         key = next(self._ids)

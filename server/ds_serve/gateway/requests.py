@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -82,6 +83,18 @@ def resolve(future: asyncio.Future[Outcome], outcome: Outcome | ServeError) -> N
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+async def answered(
+    begin: Callable[[InferRequest, Done], Abandon], request: InferRequest
+) -> InferReply:
+    """The one answer to a request that is begun here, and abandoned once nobody waits for it."""
+    answer: asyncio.Future[InferReply] = asyncio.get_running_loop().create_future()
+    abandon = begin(request, partial(resolve, answer))
+    try:
+        return await answer
+    finally:
+        abandon()
 
 
 def check(spec: ModelSpec, request: InferRequest) -> int:
