@@ -45,8 +45,8 @@ HELP = {
     "grpc_server": "what carries gRPC: native (fast calls), pyvoy (fast streams too) or grpcio",
     "grpc_infer_response_compression_level": "none, or low, medium or high for answers in gzip",
     "gateways": "gateway processes that share the ports; 0: two, or one on a single processor",
-    "device": "where models run: auto, cpu, cuda or rocm, or one GPU by its number, such as "
-    "cuda:1; with vLLM also cuda:0,1 for some GPUs",
+    "device": "where models run: auto, cpu, cuda or rocm, or GPUs by their numbers, such as "
+    "cuda:1, or cuda:0,1 for a worker on each; cpu,cpu is two workers on the CPU",
     "engine": "what serves models: auto; for text vllm, openvino-genai or encoder; for tensors "
     "onnxruntime, tensorrt or openvino",
     "vllm_python": "the Python of the environment that vLLM is installed in; none: DS_VLLM_PYTHON "

@@ -23,7 +23,8 @@ CUDA = "cuda.bindings"
 ON_GPUS = (ONNXRUNTIME, TORCH)
 """Those that run on the CPU and on GPUs, as their packages and the machine allow."""
 
-_DEVICE = re.compile(r"(cuda|rocm)(:\d+)?")
+_DEVICE = re.compile(r"(cuda|rocm)(:\d+(,\d+)*)?|cpu(,cpu)+")
+_CUDA = re.compile(r"cuda(:\d+(,\d+)*)?")
 
 _NAMED = {
     ONNXRUNTIME: ONNXRUNTIME,
@@ -60,7 +61,7 @@ def of_onnx(file: Path, config: Path | None, wish: Wish) -> Choice:
         _require(file, "an ONNX file that TensorRT is to run", wish)
     if named:
         return Choice(named, _why(named, wish))
-    if wish.device != "cpu" and not missing():
+    if not _on_cpu(wish.device) and not missing():
         return Choice(TENSORRT, _WHY[TENSORRT], ONNXRUNTIME)
     return Choice(ONNXRUNTIME, _why(ONNXRUNTIME, wish))
 
@@ -71,7 +72,7 @@ def _why(engine: str, wish: Wish) -> str:
 
 def where(device: str) -> str:
     """On what a model of an engine that has both runs, as far as its worker does not decide it."""
-    if device == "cpu" or (device == "auto" and not devices.visible()):
+    if _on_cpu(device) or (device == "auto" and not devices.visible()):
         return " on the CPU"
     return (
         " on the GPU if its package can, which its log says"
@@ -85,6 +86,10 @@ _TORCHS = {
     "torchscript": "TorchScript, which is trusted, so PyTorch runs it",
     "aotinductor": "an AOTInductor package, which is trusted, so PyTorch runs it",
 }
+
+
+def _on_cpu(device: str) -> bool:
+    return device.partition(",")[0] == "cpu"
 
 
 def of_torch(file: Path, kind: str, wish: Wish) -> tuple[str, str, str]:
@@ -106,15 +111,40 @@ def device_of(engine: str, device: str) -> str:
     return "cpu" if device == "auto" and not devices.visible() else device
 
 
+def devices_of(engine: str, device: str, config: Path | None = None) -> list[str]:
+    """The same, one for each worker: `cuda:0,1` names two. A configuration's own GPUs (Triton's
+    `instance_group.gpus`) go before, where `--device` leaves open which.
+    """
+    one = device_of(engine, device)
+    kind, colon, numbers = one.partition(":")
+    if kind in ("auto", "cuda", "rocm") and not colon and config is not None:
+        kind = kind if kind != "auto" else "rocm" if devices.is_rocm() else "cuda"
+        return [f"{kind}:{gpu}" for gpu in _placed(config)] or [one]
+    if kind in ("cuda", "rocm") and "," in numbers:
+        return [f"{kind}:{number}" for number in numbers.split(",")]
+    return one.split(",")
+
+
+def _placed(config: Path) -> list[int]:
+    """The GPUs that a configuration names, each once."""
+    from ds_engines import config_pbtxt  # noqa: PLC0415 - protobuf takes some time to import
+
+    try:
+        said = config_pbtxt.read(config)
+    except (ConfigError, OSError):
+        return []
+    return list(dict.fromkeys(gpu for group in said.instance_group for gpu in group.gpus))
+
+
 def check_device(name: str, engine: str, device: str) -> None:
     """Raises ConfigError where a model `name` cannot run on the device that was asked for."""
     if device in ("auto", "cpu"):
         return
     if engine == TENSORRT:
-        if not re.fullmatch(r"cuda(:\d+)?", device):
+        if not _CUDA.fullmatch(device):
             raise ConfigError(
-                f"--device {device}: model {name!r} runs on one NVIDIA GPU: give auto, cuda, or "
-                "one by its number, such as cuda:0"
+                f"--device {device}: model {name!r} runs on NVIDIA GPUs: give auto, cuda, or "
+                "their numbers, such as cuda:0 or cuda:0,1"
             )
     elif engine not in ON_GPUS:
         raise ConfigError(
@@ -123,11 +153,11 @@ def check_device(name: str, engine: str, device: str) -> None:
     elif not _DEVICE.fullmatch(device):
         raise ConfigError(
             f"--device {device}: model {name!r} runs on {engine}, which has auto, cpu, cuda and "
-            "rocm, or one GPU by its number, such as cuda:0"
+            "rocm, or GPUs by their numbers, such as cuda:0 or cuda:0,1"
         )
-    elif engine == ONNXRUNTIME:
+    elif engine == ONNXRUNTIME and not _on_cpu(device):
         try:
-            onnxruntime_devices.require_package(device)
+            onnxruntime_devices.require_package(devices_of(engine, device)[0])
         except Unsupported as error:
             raise ConfigError(str(error)) from None
 
@@ -170,8 +200,8 @@ def preferred(files: Iterable[Path]) -> list[Path]:
 
 
 def _require(file: Path, what: str, wish: Wish) -> None:
-    lacks = missing()
-    if wish.device == "cpu":
+    lacks = "" if wish.elsewhere else missing()
+    if _on_cpu(wish.device):
         lacks = "--device cpu rules out the GPU"
     if lacks:
         raise ConfigError(f"{file} is {what}, but {lacks}")

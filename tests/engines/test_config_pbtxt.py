@@ -344,7 +344,7 @@ def fill(message, field) -> None:
         ("dynamic_batching { preferred_batch_size: 65 }", "65 is not between 1 and max_batch_size"),
         ("max_batch_size: 0 dynamic_batching { }", "but the model is not batched"),
         ("instance_group { kind: KIND_GPU }", "is KIND_GPU, but onnxruntime runs on the CPU"),
-        ("instance_group { gpus: 0 }", "field 'instance_group.gpus' is not supported"),
+        ("instance_group { gpus: 0 }", "gpus is [0], but onnxruntime runs on the CPU"),
         ("instance_group { count: -1 }", "instance_group.count is -1, it must be >= 1"),
         (
             "parameters { key: 'batch_axis.z' value { string_value: '0' } }",

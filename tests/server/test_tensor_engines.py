@@ -211,10 +211,31 @@ def test_what_a_client_sends_is_never_trusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("device", ["cuda:0,1", "gpu", "rocm"])
-def test_several_devices_or_others_are_refused(onnx: Path, device: str) -> None:
-    with pytest.raises(ConfigError, match=f"--device {device}: model 'net' runs on one NVIDIA GPU"):
-        launch.check_source(Settings(device=device), chosen(onnx, device=device))
+@pytest.mark.parametrize("device", ["cpu,cpu", "gpu", "rocm", "cuda:0,"])
+def test_other_devices_are_refused(onnx: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device}: model 'net' runs on NVIDIA GPUs"):
+        launch.check_source(Settings(device=device), chosen(onnx))
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "places"),
+    [
+        ("cuda:0,1", "", ["cuda:0", "cuda:1"]),
+        ("cuda:1", "instance_group { kind: KIND_GPU gpus: [0, 1] }", ["cuda:1"]),
+        ("cuda", "instance_group { kind: KIND_GPU gpus: [0, 1] count: 2 }", ["cuda:0", "cuda:1"]),
+        ("auto", "instance_group { gpus: 1 }", ["cuda:1"]),
+        ("auto", "", ["auto"]),
+        ("cpu,cpu", "instance_group { gpus: 1 }", ["cpu", "cpu"]),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_a_worker_for_each_device(
+    tmp_path: Path, device: str, config: str, places: list[str]
+) -> None:
+    file = tmp_path / "config.pbtxt"
+    file.write_text(config)
+    assert tensor_engines.devices_of("onnxruntime", device, file) == places
+    assert tensor_engines.devices_of("openvino", "auto", file) == ["cpu"]
 
 
 def test_other_engines_stay_on_the_cpu(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,4 +247,4 @@ def test_other_engines_stay_on_the_cpu(onnx: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="runs on openvino, which has only cpu here"):
         launch.check_source(Settings(device="cuda"), chosen(onnx, engine="openvino"))
     with pytest.raises(ConfigError, match="has auto, cpu, cuda and rocm"):
-        launch.check_source(Settings(device="cuda:0,1"), source)
+        launch.check_source(Settings(device="cuda:0,x"), source)

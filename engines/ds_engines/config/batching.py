@@ -27,7 +27,7 @@ _BATCHING = honoured(
 _QUEUE = honoured(
     "timeout_action", "default_timeout_microseconds", "allow_timeout_override", "max_queue_size"
 )
-_GROUP = honoured("name", "kind", "count")
+_GROUP = honoured("name", "kind", "count", "gpus")
 
 
 def policy(batch: BatchPolicy, given: ModelDynamicBatching, source: str) -> BatchPolicy:
@@ -125,6 +125,11 @@ def slots(spec: ModelSpec, groups: Iterable[ModelInstanceGroup], source: str) ->
             raise ConfigError(
                 f"{source}: instance_group.kind is {kind}, but {spec.engine} runs on the CPU; "
                 "it must be KIND_CPU or KIND_AUTO"
+            )
+        if group.gpus and on_cpu:
+            raise ConfigError(
+                f"{source}: instance_group.gpus is {list(group.gpus)}, but {spec.engine} runs on "
+                "the CPU"
             )
         if group.count < 0:
             raise ConfigError(f"{source}: instance_group.count is {group.count}, it must be >= 1")

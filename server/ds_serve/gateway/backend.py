@@ -76,6 +76,8 @@ class TensorBackend:
     def __init__(self, spec: ModelSpec, regions: Regions) -> None:
         self.spec = spec
         self.held = 0
+        self.gone = False
+        """The worker is: what it had has failed."""
         self._ids = count(1)
         self._waiting: dict[int, tuple[InferRequest, Done]] = {}
         self._statistics: dict[int, asyncio.Future[Statistics]] = {}
@@ -95,6 +97,10 @@ class TensorBackend:
 
     def room(self, size: int, before: int) -> Block | None:
         return self._shared.room(size, before)
+
+    def holds(self, block: Block) -> bool:
+        """Whether the block is of memory that this worker reads."""
+        return self._shared.holds(block)
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         rows = check(self.spec, request)
@@ -170,6 +176,7 @@ class TensorBackend:
                 self._loop.call_soon(done, _not_sent(self.spec))
 
     def _lost(self, link: Link) -> None:
+        self.gone = True
         self._fail(_lost(self.spec))
         self._shared.close()
 

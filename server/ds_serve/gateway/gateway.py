@@ -18,6 +18,7 @@ from ds_serve.gateway.backend import Backend, TensorBackend
 from ds_serve.gateway.config import SERVER, Limits
 from ds_serve.gateway.control import Control
 from ds_serve.gateway.regions import Regions
+from ds_serve.gateway.replicated import ReplicatedBackend
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest
 from ds_serve.gateway.text import TextBackend
 from ds_serve.gateway.text_backends import text_backend
@@ -297,7 +298,7 @@ class Gateway:
             return None
         served = self._served.get(key)
         if served is not None and served.state.address == state.address:
-            _move(served.backend, state)
+            await _move(served.backend, state)
             return Served(state, served.backend)
         try:
             return Served(state, await self._connect(state))
@@ -321,6 +322,10 @@ class Gateway:
             return EnsembleBackend(spec, self.backend)
         if state.upstream is not None:
             return UpstreamBackend(spec, state.upstream, self.limits.upstream_probe)
+        if state.replicas:
+            several = ReplicatedBackend(spec, self.regions)
+            await several.move(state.replicas)
+            return several
         kind = WholeBackend if spec.engine == PYTHON else TensorBackend
         backend = kind(spec, self.regions)
         await backend.connect(state.address)
@@ -357,12 +362,14 @@ class Gateway:
         self.on_left()
 
 
-def _move(backend: Backend, state: ModelState) -> None:
+async def _move(backend: Backend, state: ModelState) -> None:
     """Its workers or servers may be others, while it is the same model."""
     if isinstance(backend, EscalatingBackend):
         backend = backend.own
     if isinstance(backend, TextBackend):
         backend.move(state)
+    elif isinstance(backend, ReplicatedBackend):
+        await backend.move(state.replicas)
     elif state.upstream is not None and isinstance(backend, UpstreamBackend):
         backend.move(state.upstream)
 

@@ -48,6 +48,10 @@ class SharedInputs:
             return None
         return self._arena.take(size, before)
 
+    def holds(self, block: Block) -> bool:
+        """Whether the block is of this worker's arena."""
+        return self._arena is not None and self._arena.offset(block.view) is not None
+
     def place(self, key: int, request: InferRequest) -> list[InArena | InRegion]:
         """Where each large input lies; from now on it refers to its place by number."""
         blocks = [] if request.block is None else [request.block]

@@ -142,6 +142,7 @@ def worker_config(
     control: Path,
     logs: LogSettings,
 ) -> WorkerConfig:
+    device: str,
     policy = BatchPolicy(
         max_batch_size=settings.max_batch_size,
         max_delay_us=settings.batch_delay_us,
@@ -161,7 +162,7 @@ def worker_config(
         ),
         options=EngineOptions(
             threads=threads,
-            device=tensor_engines.device_of(source.engine, settings.device),
+            device=device,
             memory_efficient=settings.memory_efficient,
             dtype=precision.canonical(settings.dtype),
             debug_numerics=settings.debug_numerics,
@@ -177,6 +178,11 @@ def worker_config(
 
 
 def _cache(settings: Settings, control: Path) -> CacheConfig | None:
+def devices_of(settings: Settings, source: ModelSource) -> list[str]:
+    """Where the model is to run, a worker for each: those of its configuration, or `--device`'s."""
+    return tensor_engines.devices_of(source.engine, settings.device, source.config)
+
+
     """All workers count what they keep in one file, beside the control socket."""
     size = settings.response_cache_byte_size
     return CacheConfig(size, control.with_name("response-cache")) if size else None

@@ -1,4 +1,4 @@
-"""Several workers of one text model: it answers while one of them does."""
+"""Several workers of one model: it answers while one of them does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ _serials = count(1)
 
 
 class ReplicasKeeper(Keeper):
-    """`hire` makes each replica's keeper, told its number and what to call on a change."""
+    """`hire` makes each replica's keeper, told its number and what to call on a change.
+
+    `together`: the model is ready once all of them have been, and has failed if one cannot begin.
+    """
 
     def __init__(
         self,
         replicas: int,
         hire: Callable[[int, Callable[[], None]], Keeper],
         on_change: Callable[[], None],
+        *,
+        together: bool = False,
     ) -> None:
+        self._waits = together
         self._keepers = [hire(number, self._look_again) for number in range(replicas)]
         first = self._keepers[0].state
         super().__init__(first.name, first.version, on_change)
@@ -54,12 +60,19 @@ class ReplicasKeeper(Keeper):
         ready = [state for state in states if state.state == READY]
         self.state.replicas = tuple(state.address for state in ready)
         self.state.incarnation = sum(state.incarnation for state in states)
-        kind = next(
-            each
-            for each in (READY, RESTARTING, LOADING, FAILED, STOPPED)
-            if any(state.state == each for state in states)
-        )
+        self.state.spec = next((state.spec for state in ready), self.state.spec)
+        kind = self._kind({state.state for state in states})
         self._become(kind, "" if kind == READY else _reasons(self._keepers))
+
+    def _kind(self, kinds: set[str]) -> str:
+        if self._waits and kinds == {READY}:
+            self._waits = False
+        if self._waits and FAILED in kinds:
+            for keeper in self._keepers:
+                keeper.kill()
+            return FAILED
+        order = (RESTARTING, LOADING, READY) if self._waits else (READY, RESTARTING, LOADING)
+        return next(each for each in (*order, FAILED, STOPPED) if each in kinds)
 
 
 def _reasons(keepers: Sequence[Keeper]) -> str:

@@ -10,6 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ds_engines.errors import LoadError
 from ds_serve import logs
 from ds_serve.edge import pushing
@@ -26,6 +28,7 @@ from ds_serve.supervisor.ensemble import EnsembleKeeper
 from ds_serve.supervisor.fleet import Changed, Fleet
 from ds_serve.supervisor.gateways import BatchesKeeper, GatewayKeeper, Gateways
 from ds_serve.supervisor.manager import Manager
+from ds_serve.supervisor.replicas import ReplicasKeeper
 from ds_serve.supervisor.tensor_worker import TensorWorkerKeeper
 from ds_serve.supervisor.tunables import Tunables
 from ds_serve.supervisor.upstream import UpstreamKeeper
@@ -157,7 +160,6 @@ class Supervisor:
         folder = self._folder / str(next(self._serials))
         folder.mkdir()
         threads = cpus.share(cpus.available(), self._fleet.size)
-        hang = self.settings.hang_timeout
         if source.task == "text":
             # Their HTTP client takes long to import, so only servers that have text models do.
             from ds_serve.supervisor.texts import Hiring  # noqa: PLC0415
@@ -165,21 +167,37 @@ class Supervisor:
             hiring = Hiring(self.settings, source, folder, threads, self._log_settings)
             return hiring.hire(changed)
 
-        def configure(identity: str, socket: Path) -> WorkerConfig:
-            return launch.worker_config(
-                self.settings,
-                source,
-                threads,
-                identity=identity,
-                socket=socket,
-                control=self._control.path,
-                logs=self._tunables.logs,
-            )
+        return self._place(source, folder, threads, changed)
 
-        return TensorWorkerKeeper(
-            source.name, source.version, configure, self._control, folder, hang, changed,
-            gateways=self._gateways,
-        )  # fmt: skip
+    def _place(self, source: ModelSource, folder: Path, threads: int, changed: Changed) -> Keeper:
+        """A worker for each device that the model is to be on."""
+        devices = launch.devices_of(self.settings, source)
+        threads = max(1, threads // len(devices))
+
+        def one(number: int, changed: Changed) -> Keeper:
+            def configure(identity: str, socket: Path) -> WorkerConfig:
+                made = launch.worker_config(
+                    self.settings,
+                    source,
+                    threads,
+                    identity=identity,
+                    socket=socket,
+                    control=self._control.path,
+                    logs=self._tunables.logs,
+                    device=devices[number],
+                )
+                return msgspec.structs.replace(made, alone=len(devices) == 1)
+
+            home = folder if number == 0 else folder.with_name(f"{folder.name}.{number}")
+            home.mkdir(exist_ok=True)
+            return TensorWorkerKeeper(
+                source.name, source.version, configure, self._control, home,
+                self.settings.hang_timeout, changed, gateways=self._gateways,
+            )  # fmt: skip
+
+        if len(devices) == 1:
+            return one(0, changed)
+        return ReplicasKeeper(len(devices), one, changed, together=True)
 
     def _ask_elsewhere(self, source: ModelSource, changed: Changed) -> Keeper:
         where = launch.upstream_of(self.settings, source)

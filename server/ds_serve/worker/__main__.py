@@ -37,6 +37,11 @@ def load(config: WorkerConfig) -> BatchEngine:
         engine = _python_model(config)
     else:
         engine = _described(_loaded(config), config)
+    if engine.spec.batch.preserve_ordering and not config.alone:
+        raise LoadError(
+            f"model {engine.spec.name!r} keeps the order of its answers (preserve_ordering), which "
+            "one worker alone can: give it one device"
+        )
     warm(engine)
     took = time.monotonic() - begun
     log.info("model %s: loaded in %.2f s (%s)", engine.spec.name, took, _shapes(engine))

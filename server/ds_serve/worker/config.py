@@ -21,7 +21,7 @@ class CacheConfig(msgspec.Struct, frozen=True):
 class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
     """`socket` is where the gateways will connect. Files that the configuration names lie in
     `folder`; beside it where that is None. `fallback`: the engine to take where the spec's does not
-    take the model; empty for none.
+    take the model; empty for none. `alone`: no other worker serves the model beside this one.
     """
 
     spec: ModelSpec
@@ -32,3 +32,4 @@ class WorkerConfig(ChildConfig, frozen=True, kw_only=True):
     cache: CacheConfig | None = None
     allow_unverified: bool = False
     fallback: str = ""
+    alone: bool = True
