@@ -34,12 +34,16 @@ Convert = Callable[[str, Path], Path]
 
 
 class Wish(NamedTuple):
-    """What the operator says about it: `--engine`, `--vllm-python`, `--device` and `--trust`."""
+    """What the operator says about it: `--engine`, `--vllm-python`, `--device` and `--trust`.
+
+    `elsewhere`: another machine runs the model, so that what is installed here says nothing.
+    """
 
     engine: str = AUTO
     python: str = ""
     device: str = AUTO
     trust: bool = False
+    elsewhere: bool = False
 
     @property
     def for_text(self) -> Wish:
@@ -106,7 +110,8 @@ def choose(folder: Path, wish: Wish) -> Choice:
 def choose_hub(model: str, wish: Wish) -> Choice:
     """Which engine serves an id of the hub: vLLM, which fetches it."""
     if wish.engine in (AUTO, VLLM):
-        if wish.engine == VLLM or installation.find(installation.interpreter(wish.python)):
+        asked = wish.engine == VLLM or wish.elsewhere
+        if asked or installation.find(installation.interpreter(wish.python)):
             return _vllm(wish, f"{model} of the Hugging Face hub")
         raise ConfigError(
             f"there is no file or folder {model}; as an id of the Hugging Face hub, vLLM would "
@@ -152,6 +157,8 @@ def _has_gpu_build(wish: Wish) -> bool:
     found = installation.find(installation.interpreter(wish.python))
     return found is not None and not found.for_cpu
 
+    if wish.elsewhere:
+        return wish.device in ("cuda", "rocm")
 
 def _vllm(wish: Wish, what: str) -> Choice:
     found = installation.require(installation.interpreter(wish.python))
@@ -159,6 +166,8 @@ def _vllm(wish: Wish, what: str) -> Choice:
         return Choice(VLLM, f"{what}, so vLLM {found.version} runs it on the CPU")
     if not devices.visible():
         raise ConfigError(
+    if wish.elsewhere:
+        return Choice(VLLM, f"{what}, so vLLM runs it")
             f"--engine vllm: vLLM {found.version} needs a GPU, and there is none here; for a CPU: "
             f"pip install {installation.CPU_BUILD}"
         )
