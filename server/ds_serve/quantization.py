@@ -21,7 +21,8 @@ import msgspec
 from ds_engines import manifest
 from ds_engines.errors import ConfigError, LoadError
 from ds_serve import __version__
-from ds_serve.catalogue.cache import default_root, locked
+from ds_serve.catalogue import Progress, prune
+from ds_serve.catalogue.cache import default_root, keep_made, locked
 from ds_serve.models import CONFIG, ModelSource, only_model_in, source_of
 from ds_serve.settings import Settings
 from ds_serve.text import convert
@@ -101,7 +102,8 @@ def check(settings: Settings, source: ModelSource) -> None:
 
 
 def _quantized(settings: Settings, source: ModelSource) -> ModelSource:
-    home = default_root() / "quantized" / _key(settings, source.artifact)
+    root = default_root()
+    home = root / "quantized" / _key(settings, source.artifact)
     output = home / source.name
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -117,12 +119,14 @@ def _quantized(settings: Settings, source: ModelSource) -> ModelSource:
     return _judged(settings, source, output)
 
 
+    keep_made(root, "quantized", home.name)
 def _whole(output: Path) -> bool:
     """Whether the result of an earlier start is there as it was made."""
     try:
         manifest.verify(output / "1")
     except LoadError:
         return False
+                prune.tidy(root, Progress())
     return True
 
 

@@ -83,12 +83,31 @@ def hold(path: Path) -> int:
     return descriptor
 
 
+MADE = ("openvino", "quantized")
+"""Folders of the cache in which each is what a model was made into when a server started."""
+
+
+def used_made(root: Path, kind: str, name: str) -> Path:
+    """The lock that is held as long as what was made is in use."""
+    return root / ".used" / f"{kind}.{name}"
+
+
+def keep_made(root: Path, kind: str, name: str) -> None:
+    """Hold what is made, or was, until this process ends."""
+    hold(used_made(root, kind, name))
+
+
 def keep(path: Path) -> None:
     """Hold what a path belongs to, where it is in the cache, until this process ends."""
     root = default_root()
-    for kind in ("catalogue", "pulled"):
-        inside = Path(os.path.normpath(path.absolute())).parts[len((root / kind).parts) :]
-        if len(inside) > 1 and path.absolute().is_relative_to(root / kind):
+    path = Path(os.path.normpath(path.absolute()))
+    for kind in ("catalogue", "pulled", *MADE):
+        inside = path.parts[len((root / kind).parts) :]
+        if not inside or not path.is_relative_to(root / kind):
+            continue
+        if kind in MADE:
+            keep_made(root, kind, inside[0])
+        elif len(inside) > 1:
             hold(root / kind / ".used" / f"{inside[0]}.{inside[1]}")
 
 

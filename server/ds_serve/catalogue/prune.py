@@ -7,11 +7,11 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ds_engines.errors import ConfigError, LoadError
 from ds_serve.catalogue import records
-from ds_serve.catalogue.cache import unused
+from ds_serve.catalogue.cache import MADE, unused, used_made
 from ds_serve.catalogue.entries import names
 from ds_serve.catalogue.progress import MB, Progress
 
@@ -21,9 +21,16 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = " KMGT"
 
 
+class Notes(Protocol):
+    """Told what goes, a line for a person."""
+
+    def note(self, text: str) -> None: ...
+
+
 class Item(NamedTuple):
     """One thing in the cache. `lock` is held while it is in use; `used`: when it was last, in
     seconds as `time.time` counts; `name` is what a person calls it, `source` where it is from.
+    `made`: here, out of another model, when a server started.
     """
 
     name: str
@@ -34,6 +41,7 @@ class Item(NamedTuple):
     size: int
     used: float
     finished: bool = True
+    made: bool = False
 
 
 def limit() -> int:
@@ -52,11 +60,11 @@ def parse_size(text: str, what: str) -> int:
 
 def items(root: Path) -> list[Item]:
     """Everything that may go, the one that was not used for longest first."""
-    found = [*_catalogue(root), *_pulled(root), *_unfinished(root)]
+    found = [*_catalogue(root), *_pulled(root), *_made(root), *_unfinished(root)]
     return sorted(found, key=lambda item: item.used)
 
 
-def shrink(root: Path, most: int, progress: Progress) -> list[Item]:
+def shrink(root: Path, most: int, progress: Notes) -> list[Item]:
     """Remove what was not used for longest until no more than `most` bytes are left, or all that is
     left is in use; what was removed.
     """
@@ -76,6 +84,13 @@ def shrink(root: Path, most: int, progress: Progress) -> list[Item]:
             "use"
         )
     return gone
+
+
+def tidy(root: Path, progress: Notes) -> None:
+    """Keep the cache within its limit after something was made in it, which is to be held."""
+    most = limit()
+    if most:
+        shrink(root, most, progress)
 
 
 def make_room(root: Path, limit: int, needed: int, where: str, progress: Progress) -> None:
@@ -140,9 +155,29 @@ def _pulled(root: Path) -> list[Item]:
     return found
 
 
+def _made(root: Path) -> list[Item]:
+    """What conversions and `--quantization` have left: a folder for each content and way."""
+    found = []
+    for kind in MADE:
+        for folder in (root / kind).glob("[!.]*"):
+            lock, said = used_made(root, kind, folder.name), f"made for {kind}"
+            name = folder.name
+            if kind == "quantized":  # a hash, and in it the model's folder
+                name = next((each.name for each in folder.iterdir() if each.is_dir()), name)
+                said = "made by --quantization"
+            size, used = _size(folder), _used(lock, folder)
+            found.append(Item(name, said, folder.name, folder, lock, size, used, made=True))
+    return found
+
+
 def _unfinished(root: Path) -> list[Item]:
     """Whoever pulls holds the lock of the source, so that its staging folder is in use."""
     found = []
+    for folder in (root / "openvino").glob(".*.part"):
+        name = folder.name.removeprefix(".").removesuffix(".part")
+        lock = used_made(root, "openvino", name)
+        size, used = _size(folder), _used(lock, folder)
+        found.append(Item(name, "", "", folder, lock, size, used, finished=False, made=True))
     for kind in ("catalogue", "pulled"):
         for folder in (root / kind / ".staging").glob("*"):
             lock = root / kind / ".locks" / folder.name

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ds_engines.errors import ConfigError, LoadError, ServeError
-from ds_serve.catalogue.cache import default_root, locked, sync_folder
+from ds_serve.catalogue import prune
+from ds_serve.catalogue.cache import default_root, keep_made, locked, sync_folder
 
 WEIGHTS = ("int8", "int4")
 """What the numbers of the weights may be made into; "" leaves them the 16 bits they have."""
@@ -62,10 +63,12 @@ def openvino_folder(folder: Path, progress: Progress, weights: str = "") -> Path
         lock = root / f".{name}.lock"
         with locked(lock, lambda: progress.note("another process converts; waiting for it")):
             if not target.is_dir():
+        keep_made(root.parent, root.name, name)
                 progress.note(f"converting {folder} for OpenVINO, once; it is kept in {target}")
                 _convert(folder, target, progress, weights)
     except OSError as error:
         raise ConfigError(
+                prune.tidy(root.parent, progress)
             f"{folder} cannot be converted into {root}: {error.strerror or error} "
             f"({error.filename}); set DS_SERVE_CACHE to a folder that can be written"
         ) from error

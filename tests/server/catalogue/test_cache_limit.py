@@ -9,7 +9,7 @@ import pytest
 
 from ds_engines.errors import ConfigError, LoadError
 from ds_serve.catalogue import Progress, prune
-from ds_serve.catalogue.cache import hold
+from ds_serve.catalogue.cache import hold, keep, used_made
 from ds_serve.catalogue.cli import main
 from ds_serve.catalogue.pulled import pull, used
 from ds_serve.catalogue.sources import parse
@@ -112,6 +112,41 @@ def test_sizes(text: str, size: int) -> None:
 def test_a_size_that_is_none() -> None:
     with pytest.raises(ConfigError, match="--limit is '-1'"):
         prune.parse_size("-1", "--limit")
+
+
+def make(root: Path, kind: str, name: str, age: float) -> Path:
+    """What a server that has ended since has made of a model, so many seconds ago."""
+    folder = root / kind / name
+    file = folder / ("net/1/model.onnx" if kind == "quantized" else "openvino_model.bin")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"q" * SIZE)
+    os.close(hold(used_made(root, kind, name)))
+    then = folder.stat().st_mtime - age
+    os.utime(used_made(root, kind, name), (then, then))
+    return folder
+
+
+def test_what_was_made_here_counts_and_goes_too(root: Path) -> None:
+    oldest = make(root, "quantized", "0a1b", 3000.0)
+    older = make(root, "openvino", "chat-int8-ff", 2000.0)
+    put(root, "new", 10.0)
+    assert names(root) == ["net", "chat-int8-ff", "new"]
+    pull(parse(source(root, "next")), root=root, limit=3 * SIZE + 3000)
+    assert names(root) == ["chat-int8-ff", "new", "next"]
+    assert not oldest.exists()
+    keep(older / "openvino_model.bin")
+    assert main(["prune", "--limit", "0"]) == 0
+    assert older.exists(), "a server has it, by its path"
+    assert main(["verify", "chat-int8-ff"]) == 1, "there is nothing to compare it with"
+
+
+def test_a_conversion_that_was_killed_leaves_nothing_for_ever(root: Path) -> None:
+    part = root / "openvino" / ".chat-ff.part"
+    part.mkdir(parents=True)
+    (part / "openvino_model.bin").write_bytes(b"q" * SIZE)
+    assert [item.finished for item in prune.items(root)] == [False]
+    assert main(["prune", "--limit", "0"]) == 0
+    assert not part.exists()
 
 
 def test_shrinking_says_what_could_not_go(root: Path) -> None:

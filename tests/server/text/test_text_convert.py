@@ -59,3 +59,20 @@ def test_weights_of_other_kinds(folder: Path) -> None:
     assert weights_of(folder) == ""
     (folder / "converted.json").write_text('{"weights": "int4"}')
     assert weights_of(folder) == "int4"
+
+
+def test_what_is_made_counts_in_the_cache_s_limit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"  # in the place of the conversion, which takes PyTorch
+    python.write_text('#!/bin/sh\nmkdir "$5"\nhead -c 100000 /dev/zero > "$5/weights.bin"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(PYTHON, str(python))
+    older = tmp_path / "cache" / "openvino" / "older"
+    older.mkdir(parents=True)
+    (older / "weights.bin").write_bytes(bytes(100_000))
+    monkeypatch.setenv("DS_SERVE_CACHE_LIMIT", "150kB")
+    made = openvino_folder(folder, Silent())
+    assert (made / "weights.bin").exists(), "it is in use"
+    assert not older.exists()
+    assert openvino_folder(folder, Silent()) == made
