@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ SLOTS = 3
 their way.
 """
 
-_FULL = ("out of memory", "failed to allocate memory")
+_FULL = ("out of memory", "failed to allocate memory", "alloc_failed")
+
+_LOST = re.compile(r"(CUDA|HIP) failure (214|220|226|700|702|710|714|715|716|717|718|719|721)\b")
+"""With the numbers of errors after which every call of the process fails."""
 
 
 class OnnxRuntimeEngine:
@@ -217,5 +221,8 @@ def _array(value: ort.OrtValue) -> Array:
 
 def _failure(error: Exception) -> EngineFailure:
     message = f"ONNX Runtime failed: {first_line(error)}"
-    full = any(words in message.lower() for words in _FULL)
-    return OutOfMemory(message) if full else EngineFailure(message)
+    if any(words in message.lower() for words in _FULL):
+        return OutOfMemory(message)
+    made = EngineFailure(message)
+    made.fatal = _LOST.search(str(error)) is not None
+    return made

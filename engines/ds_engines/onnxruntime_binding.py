@@ -122,7 +122,7 @@ class _Lane:
         if held is not None:
             held.free()
             del self._buffers[name]
-        self._buffers[name] = Buffer(size, unified=False)
+        self._buffers[name] = Buffer(size, unified=self._device.unified)
         return self._buffers[name]
 
     def free(self) -> None:

@@ -25,6 +25,7 @@ from ds_engines.tensorrt_store import is_plan
 try:
     from ds_engines.cuda import device as devices
     from ds_engines.cuda.ledger import Ledger
+    from ds_engines.cuda.turns import Turns
     from ds_engines.tensorrt_slot import Machine, Slot
 except ImportError as error:
     raise Unsupported(
@@ -67,6 +68,7 @@ class TensorRTEngine:
             inputs,
             outputs,
             graphs=not options.memory_efficient,
+            turns=Turns(),
         )
         self._fewest, most = rows(inputs)
         self._free: LifoQueue[Slot] = LifoQueue()
@@ -93,7 +95,8 @@ class TensorRTEngine:
     def close(self) -> None:
         for slot in self._slots:
             slot.free()
-        self._slots = []
+        # They hold the engine too.
+        self._slots, self._free = [], LifoQueue()
         del self.machine, self.engine, self._runtime
 
     def _rows(self, batch: Tensors) -> int:

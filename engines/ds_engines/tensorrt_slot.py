@@ -11,6 +11,7 @@ from ds_engines.base import Array, Tensors
 from ds_engines.cuda.device import Device
 from ds_engines.cuda.memory import Buffer, DeviceMemory
 from ds_engines.cuda.stream import Graph, Stream
+from ds_engines.cuda.turns import Turns
 from ds_engines.errors import EngineFailure, OutOfMemory, ServeError
 from ds_engines.tensorrt_builder import Shape
 from ds_engines.tensorrt_library import Library
@@ -27,7 +28,9 @@ Key = tuple[Shape, ...]
 
 
 class Machine(NamedTuple):
-    """What all slots of an engine have in common. `graphs`: whether work may be recorded."""
+    """What all slots of an engine have in common. `graphs`: whether work may be recorded; `turns`
+    are those of all that use the engine.
+    """
 
     library: Library
     engine: Any
@@ -36,6 +39,7 @@ class Machine(NamedTuple):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     graphs: bool
+    turns: Turns
 
     def fail(self, what: str) -> ServeError:
         """The error of something that TensorRT refuses with no more than its log."""
@@ -62,7 +66,8 @@ class Slot:
         machine.device.use()
         self._held: list[Any] = []
         try:
-            self._allocate()
+            with machine.turns.together():
+                self._allocate()
         except Exception:
             self.free()
             raise
@@ -89,17 +94,23 @@ class Slot:
     def run(self, batch: Tensors, names: Sequence[str]) -> Tensors:
         """The outputs of those names. Raises OutOfMemory and EngineFailure."""
         self._machine.device.use()
+        key = tuple(batch[port.name].shape for port in self._machine.inputs)
+        with self._machine.turns.together():
+            shapes, answers = self._computed(batch, key, names)
+        self._count(key, shapes)
+        return answers
+
+    def _computed(
+        self, batch: Tensors, key: Key, names: Sequence[str]
+    ) -> tuple[dict[str, Shape], Tensors]:
         for port in self._machine.inputs:
             self._buffers[port.name].put(batch[port.name], self._stream)
-        key = tuple(batch[port.name].shape for port in self._machine.inputs)
         shapes = self._execute(key)
         outputs = [port for port in self._machine.outputs if port.name in names]
         for port in outputs:
             self._buffers[port.name].fetch(port.nbytes(shapes.get(port.name, ())), self._stream)
         self._stream.wait()
-        answers = self._answers(outputs, shapes)
-        self._count(key, shapes)
-        return answers
+        return shapes, self._answers(outputs, shapes)
 
     def watch(self, profiler: Any) -> None:
         """Have TensorRT tell it the times of layers."""
@@ -165,7 +176,8 @@ class Slot:
         self._seen[key] += 1
         fixed = len(shapes) == len(self._machine.outputs)
         if fixed and self._seen[key] == OFTEN and len(self._recorded) < MOST_GRAPHS:
-            self._record(key)
+            with self._machine.turns.alone():
+                self._record(key)
 
     def _record(self, key: Key) -> None:
         """What cannot be recorded goes on as before."""

@@ -16,15 +16,8 @@ from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.precision import TOLERANCE
 from ds_engines.spec import ModelSpec
 from ds_engines.torch_archive import kind
-from ds_engines.torch_device import (
-    Accelerator,
-    Named,
-    Precision,
-    Processor,
-    check_room,
-    find,
-    title,
-)
+from ds_engines.torch_device import Named, Precision, Processor, check_room, find, title
+from ds_engines.torch_lanes import Accelerator
 from ds_engines.torch_program import DATATYPES, Exported, said
 
 log = logging.getLogger(__name__)
@@ -102,8 +95,9 @@ class TorchEngine:
     def _processor(self, options: EngineOptions) -> Processor | Accelerator:
         if self.device.type == "cpu":
             return Processor()
-        recorded = isinstance(self.program, Exported) and not options.memory_efficient
-        return Accelerator(self.device, graphs=recorded)
+        # What shows a program's layers uses the GPU beside the engine, which no recording allows.
+        alone = not (options.memory_efficient or options.debug_numerics)
+        return Accelerator(self.device, graphs=alone and isinstance(self.program, Exported))
 
 
 def _loaded(spec: ModelSpec, device: torch.device, options: EngineOptions) -> Program:

@@ -1,31 +1,24 @@
-"""Where PyTorch's tensors are: the CPU, or a GPU of NVIDIA's or AMD's with its lanes and graphs."""
+"""Where PyTorch's tensors are, and in which numbers it computes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from queue import Empty, LifoQueue
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from ds_engines.base import EngineOptions
 from ds_engines.cuda.ledger import Ledger
-from ds_engines.errors import EngineFailure, OutOfMemory, Unsupported
+from ds_engines.errors import Unsupported
 from ds_engines.precision import AUTO, BF16, FP16, FP32
 from ds_engines.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 DTYPES = {FP16: torch.float16, BF16: torch.bfloat16}
-
-OFTEN = 4
-"""Runs of the same shapes after which they are recorded as a graph of their own."""
-
-MOST_GRAPHS = 16
 
 _DEVICE = re.compile(r"(cuda|rocm)(?::(\d+))?")
 
@@ -45,6 +38,8 @@ def find(wanted: str) -> torch.device:
         )
     kind, index = found[1], int(found[2] or 0)
     _require(wanted, kind, index)
+    # Else whatever names no device, such as pinned memory, would take some of the first GPU's.
+    torch.cuda.set_device(index)
     return torch.device("cuda", index)  # as PyTorch calls AMD's too
 
 
@@ -125,116 +120,3 @@ class Processor:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class Accelerator:
-    """A GPU. Each batch that runs has a lane of its own; as many are made as run at a time.
-
-    `graphs`: whether shapes that come often are recorded, which takes memory.
-    """
-
-    def __init__(self, device: torch.device, *, graphs: bool) -> None:
-        self._device, self._graphs = device, graphs
-        self._lanes: LifoQueue[_Lane] = LifoQueue()
-
-    def run(self, call: Call, tensors: Named) -> list[torch.Tensor]:
-        """Answers of the program on the host. Raises OutOfMemory and EngineFailure."""
-        torch.cuda.set_device(self._device)
-        try:
-            lane = self._lanes.get_nowait()
-        except Empty:
-            lane = _Lane(self._device, graphs=self._graphs)
-        try:
-            return lane.run(call, tensors)
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(f"PyTorch failed: {error}") from error
-        except RuntimeError as error:
-            raise _failure(error) from error
-        finally:
-            self._lanes.put(lane)
-
-    def close(self) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                self._lanes.get_nowait()
-        torch.cuda.empty_cache()
-
-
-def _failure(error: RuntimeError) -> EngineFailure:
-    made = EngineFailure(f"PyTorch failed: {str(error).partition(chr(10))[0]}")
-    # After one of these CUDA gives the process up.
-    made.fatal = any(words in str(error) for words in ("CUDA error", "HIP error"))
-    return made
-
-
-class _Recorded(NamedTuple):
-    """A graph works at the addresses that it was recorded with."""
-
-    graph: Any
-    inputs: dict[str, torch.Tensor]
-    outputs: list[torch.Tensor]
-
-
-class _Lane:
-    """A stream, and graphs by the shapes of inputs, all in one pool of memory: they run one after
-    the other.
-    """
-
-    def __init__(self, device: torch.device, *, graphs: bool) -> None:
-        self._device, self._graphs = device, graphs
-        self._stream: Any = torch.cuda.Stream(device)
-        self._pool: Any = torch.cuda.graph_pool_handle() if graphs else None
-        self._seen: Counter[Any] = Counter()
-        self._recorded: dict[Any, _Recorded] = {}
-
-    def run(self, call: Call, tensors: Named) -> list[torch.Tensor]:
-        key = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        with torch.cuda.stream(self._stream):
-            answers = self._fetched(self._computed(call, key, pinned))
-        self._stream.synchronize()
-        self._count(call, key, pinned)
-        return answers
-
-    def _computed(self, call: Call, key: Any, pinned: Named) -> list[torch.Tensor]:
-        recorded = self._recorded.get(key)
-        if recorded is None:
-            there = {name: t.to(self._device, non_blocking=True) for name, t in pinned.items()}
-            return call(there)
-        for name, tensor in pinned.items():
-            recorded.inputs[name].copy_(tensor, non_blocking=True)
-        recorded.graph.replay()
-        return recorded.outputs
-
-    @staticmethod
-    def _fetched(results: list[torch.Tensor]) -> list[torch.Tensor]:
-        places = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in results]
-        for place, each in zip(places, results, strict=True):
-            place.copy_(each, non_blocking=True)
-        return places
-
-    def _count(self, call: Call, key: Any, pinned: Named) -> None:
-        self._seen[key] += 1
-        if self._graphs and self._seen[key] == OFTEN and len(self._recorded) < MOST_GRAPHS:
-            self._record(call, key, pinned)
-
-    def _record(self, call: Call, key: Any, pinned: Named) -> None:
-        """What cannot be recorded, as it asks the host on its way, goes on as before."""
-        inputs = {name: tensor.to(self._device) for name, tensor in pinned.items()}
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with self._recording(graph):
-                outputs = call(inputs)
-        except RuntimeError as error:
-            log.info("no CUDA graph for %s: %s", key, str(error).partition("\n")[0])
-            return
-        self._recorded[key] = _Recorded(graph, inputs, outputs)
-
-    @contextlib.contextmanager
-    def _recording(self, graph: Any) -> Iterator[None]:
-        """Other threads may use the GPU meanwhile."""
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            yield

@@ -15,6 +15,7 @@ NO_MEMORY = runtime.cudaError_t.cudaErrorMemoryAllocation
 LOST = frozenset(
     {
         "cudaErrorAssert",
+        "cudaErrorContained",
         "cudaErrorECCUncorrectable",
         "cudaErrorHardwareStackError",
         "cudaErrorIllegalAddress",
@@ -24,6 +25,8 @@ LOST = frozenset(
         "cudaErrorLaunchFailure",
         "cudaErrorLaunchTimeout",
         "cudaErrorMisalignedAddress",
+        "cudaErrorNvlinkUncorrectable",
+        "cudaErrorTensorMemoryLeak",
     }
 )
 """After these every call of the process fails, as CUDA's documentation of each says."""
