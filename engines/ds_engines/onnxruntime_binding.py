@@ -88,15 +88,18 @@ class _Lane:
         self._buffers: dict[str, Any] = {}
 
     def run(self, session: ort.InferenceSession, batch: Tensors, names: Sequence[str]) -> Tensors:
-        binding = session.io_binding()
         index = self._device.index
+        places = {name: self._buffer(f"in {name}", array.nbytes) for name, array in batch.items()}
         for name, array in batch.items():
-            buffer = self._buffer(f"in {name}", array.nbytes)
-            buffer.put(array, self._stream)
-            binding.bind_input(name, "cuda", index, array.dtype, array.shape, buffer.device)
+            places[name].put(array, self._stream)
+        self._stream.wait()
+        binding = session.io_binding()
+        # What layers on the CPU take, ONNX Runtime copies from the device when it is bound.
+        for name, array in batch.items():
+            place = places[name].device
+            binding.bind_input(name, "cuda", index, array.dtype, array.shape, place)
         for name in names:
             binding.bind_output(name, "cuda", index)
-        self._stream.wait()
         session.run_with_iobinding(binding)
         return self._fetched(names, binding.get_outputs())
 
