@@ -24,7 +24,9 @@ TENSORS = "nv_inference_request_success"
 ROWS = rate("nv_inference_count", MODEL, "model")
 HITS = rate("nv_cache_num_hits_per_model", MODEL, "model")
 MISSES = rate("nv_cache_num_misses_per_model", MODEL, "model")
-ENGINE = "nv_inference_compute_infer_duration_us"
+ENGINE = "ds_engine_seconds_total"
+"""Once for each batch: Triton's durations count it for every request in the batch."""
+
 CHATS = "vllm:request_success_total"
 TOKENS = "vllm:generation_tokens_total"
 
@@ -225,7 +227,7 @@ COST = [
         "Cost of a million tensor requests",
         [per_million(rate(TENSORS, SERVERS))],
         "currencyUSD",
-        WHOLE,
+        f"{WHOLE} Each step of an ensemble is a request.",
         "stat",
     ),
     Panel(
@@ -245,7 +247,8 @@ COST = [
             )
         ],
         "currencyUSD",
-        "The servers' price, shared out among tensor models by their time in the engine.",
+        "The servers' price, shared out among tensor models by their time in the engine. An "
+        "ensemble's is in its members.",
     ),
     Panel(
         "Cost of a million tokens written, by model",

@@ -60,6 +60,11 @@ output_us = Counter(
     "Time of requests while outputs are split, microseconds.",
     MODEL,
 )
+engine_seconds = Counter(
+    "ds_engine_seconds",
+    "Time that the engine ran batches, once for each batch whatever it holds, seconds.",
+    MODEL,
+)
 cache_hits = Counter(
     "nv_cache_num_hits_per_model", "Requests answered from the response cache.", MODEL
 )

@@ -81,6 +81,41 @@ CALM = [
     ('nv_cpu_memory_total_bytes{instance="a"}', "100x60"),
 ]
 
+PAID = [
+    ('up{job="ds-serve",instance="a"}', "1x60"),
+    ('up{job="ds-serve",instance="b"}', "1x60"),
+    ('up{job="ds-serve",instance="gone"}', "0x60"),
+    # In a second of both servers: 20 requests for one model, 2 for the other, which take a fifth of
+    # a second and three fifths in their engines; 2 chats of 100 tokens each.
+    *(
+        (f'{name}{{job="ds-serve",instance="{server}",{labels}}}', f"0+{60 * each}x60")
+        for server in ("a", "b")
+        for name, labels, each in (
+            ("nv_inference_request_success", 'model="small"', 10),
+            ("nv_inference_request_success", 'model="large"', 1),
+            ("ds_engine_seconds_total", 'model="small"', 0.1),
+            ("ds_engine_seconds_total", 'model="large"', 0.3),
+            ("vllm:request_success_total", 'model_name="chat"', 1),
+            ("vllm:generation_tokens_total", 'model_name="chat"', 100),
+        )
+    ),
+]
+"""Two servers, and one that is down."""
+
+COSTS = {
+    # At 2.5 an hour for each server: 5 an hour, so 1,388.89 in a million seconds.
+    "Cost an hour": {"": 5},
+    "Cost of a million tensor requests": {"": 63.131},  # 1,388.89 / 22
+    "Cost of a million tokens written": {"": 6.944},  # 1,388.89 / 200
+    "Cost of a million answers": {"": 57.87},  # 1,388.89 / 24
+    "Cost of a million requests, by model": {
+        'model="small"': 17.361,  # a quarter of the engines' time: 347.22 / 20
+        'model="large"': 520.833,  # three quarters: 1,041.67 / 2
+    },
+    "Cost of a million tokens written, by model": {'model_name="chat"': 6.944},
+}
+"""What the panels of cost.json show of that, computed by hand, to three decimals."""
+
 
 def promtool(*arguments: str | Path) -> str:
     command = [deploy_tools.promtool(), *map(str, arguments)]
@@ -135,6 +170,28 @@ def test_panels_do_not_overlap_and_use_variables_that_there_are(board: Path) -> 
     used = set(re.findall(r"\$\{?([a-z]\w*)", board.read_text())) - {"__rate_interval", "__all"}
     assert used == known
     assert made["uid"] == f"ds-serve-{board.stem}"
+
+
+def test_the_costs_are_what_a_calculation_by_hand_says(tmp_path: Path) -> None:
+    filled = {"$job": "ds-serve", "$instance": ".*", "$price": "2.5", "$__rate_interval": "5m"}
+    shown = {}
+    for panel in json.loads((GRAFANA / "cost.json").read_text())["panels"]:
+        (shown[panel["title"]],) = (target["expr"] for target in panel["targets"])
+        for name, value in filled.items():
+            shown[panel["title"]] = shown[panel["title"]].replace(name, value)
+    tests = [
+        {
+            "expr": f"round({shown[title]}, 0.001)",
+            "eval_time": "55m",
+            "exp_samples": [{"labels": f"{{{key}}}", "value": cost} for key, cost in costs.items()],
+        }
+        for title, costs in COSTS.items()
+    ]
+    file = tmp_path / "costs_test.yaml"
+    test = {"interval": "1m", "promql_expr_test": tests}
+    test["input_series"] = [{"series": name, "values": values} for name, values in PAID]
+    file.write_text(json.dumps({"tests": [test]}))
+    promtool("test", "rules", file)
 
 
 def test_there_is_a_dashboard_for_each_purpose() -> None:

@@ -31,9 +31,13 @@ async def test_each_request_of_a_batch_has_lived_through_all_of_it() -> None:
     metrics.tell_all()
 
     assert accounts.statistics.execution_count == 1
+    labels = {"model": "batched", "version": "1"}
+    assert REGISTRY.get_sample_value("ds_engine_seconds_total", labels) == 0.02, (
+        "once, not four times"
+    )
     for part, ms in {"input": 1, "infer": 20, "output": 3}.items():
         counted = getattr(accounts.statistics, f"compute_{part}")
         assert (counted.count, counted.ns) == (4, 4 * ms * MILLISECOND)
         name = f"nv_inference_compute_{part}_duration_us_total"
-        told = REGISTRY.get_sample_value(name, {"model": "batched", "version": "1"})
+        told = REGISTRY.get_sample_value(name, labels)
         assert told == counted.ns / 1e3

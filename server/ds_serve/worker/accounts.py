@@ -29,6 +29,7 @@ class Accounts:
         self._success = Tally(metrics.request_success.labels(*labels).inc)
         self._rows = Tally(metrics.inference_count.labels(*labels).inc)
         self._batches = Tally(metrics.execution_count.labels(*labels).inc)
+        self._engine = Tally(metrics.engine_seconds.labels(*labels).inc)
         self._request_us = Tally(metrics.request_us.labels(*labels).inc)
         self._queue_us = Tally(metrics.queue_us.labels(*labels).inc)
         self._input_us = Tally(metrics.input_us.labels(*labels).inc)
@@ -71,6 +72,7 @@ class Accounts:
             batch.compute_output.add(timing.output_ns)
             self._rows.add(timing.rows)
             self._batches.add()
+            self._engine.add(timing.infer_ns / 1e9)
             self._batch_rows.add(timing.rows)
 
     def answered(self, jobs: Sequence[Job], timings: Sequence[Timing]) -> None:
