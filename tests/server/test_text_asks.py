@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 
 from ds_serve.gateway.text_body import read_json
 from ds_serve.gateway.text_way import Ask, prefix_of, salted
@@ -50,6 +51,22 @@ def test_keys_share_no_prefixes_in_vllm() -> None:
     assert mine != theirs
     assert mine != salt("a")
     assert salt("b", cache_salt=salted("a", "")) != salt("a"), "nobody gets into another's"
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/v1/classify", "/classify"),
+        ("/v1/tokenize?a=/v1/classify", "/tokenize?a=/v1/classify"),
+        ("/classify", "/classify"),
+        ("/v1/score", "/v1/score"),
+        ("/v1/classify/more", "/v1/classify/more"),
+    ],
+)
+def test_vllm_has_some_paths_without_v1_alone(path: str, plain: str) -> None:
+    given = ask(path=path)
+    assert given.path_for("vllm") == plain
+    assert given.path_for("encoder") == path
 
 
 def test_only_the_model_s_own_name_is_another_there() -> None:

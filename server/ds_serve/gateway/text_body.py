@@ -22,12 +22,15 @@ MOST_CHOICES = 128
 PREFIX_BYTES = 2048
 """What decides which replica has the start of a prompt in its cache."""
 
-WRITES = re.compile(r"/(?:v1/)?(?:chat/completions|completions|responses|messages|invocations)/?")
+WRITES = re.compile(
+    r"/(?:v1/)?(?:chat/completions|completions|responses|messages|invocations|cohere/v2/chat)/?"
+)
 """Paths whose answers are written token by token."""
 
 UNVERSIONED = frozenset(
     {"/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank", "/v2/embed", "/pooling"}
-    | {"/classify", "/invocations", "/inference/v1/generate"}
+    | {"/classify", "/invocations", "/inference/v1/generate", "/generative_scoring"}
+    | {"/cohere/v2/chat"}
 )
 """vLLM's paths outside /v1/ whose bodies name a model."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
@@ -28,6 +29,9 @@ RANKS = frozenset({"openvino-genai"})
 
 SALTED = frozenset({"vllm"})
 """Engines that keep prefixes of different `cache_salt` apart."""
+
+PLAIN = {"vllm": re.compile(r"^/v1(?=/(?:classify|tokenize|detokenize|pooling)/?(?:\?|$))")}
+"""Of an engine that has some of its paths without `/v1` alone: what it is asked without."""
 
 
 class Ask(msgspec.Struct):
@@ -62,6 +66,10 @@ class Ask(msgspec.Struct):
         if self.about.model == model:
             return self.body
         return with_model(self.content_type, self.body, model)
+
+    def path_for(self, engine: str) -> str:
+        """The path by the name that the engine has for it."""
+        return PLAIN[engine].sub("", self.path) if engine in PLAIN else self.path
 
     def for_engine(self, engine: str, names: tuple[str, str] = ("", "")) -> bytes:
         """The body without what only the gateway understands, with the key's own salt, and with
@@ -183,6 +191,7 @@ class WorkerWay:
     async def forward(self, ask: Ask) -> AsyncIterator[Reply]:
         body = ask.for_engine(self._engine)
         prefix = prefix_of(ask, self._routing)
+        ask = msgspec.structs.replace(ask, path=ask.path_for(self._engine))
         async with AsyncExitStack() as stack:
             if ask.about is not None and ask.about.tokens:
                 room = self._admission.room(ask.key, ask.about.tokens, ask.priority, ask.timeout)
