@@ -154,6 +154,20 @@ class TestCommand:
         made = " ".join(words(Options(lora=(f"poet={tmp_path}",))))
         assert f"--enable-lora --max-lora-rank 64 --lora-modules poet={tmp_path}" in made
 
+    @pytest.mark.parametrize(
+        ("extra", "taken"),
+        [((), True), (("--api-server-count", "2"), False), (("--data-parallel-size=2",), False)],
+    )
+    def test_adapters_come_and_go_where_one_server_knows_them(
+        self, extra: tuple[str, ...], taken: bool
+    ) -> None:
+        variable = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+        assert command.takes_adapters(Options(lora=("poet=/x",)), extra) is taken
+        assert command.takes_adapters(Options(), ("--enable-lora", *extra)) is taken
+        assert not command.takes_adapters(Options(), extra)
+        assert variable not in command.environment(GPU, Options(), ())
+        assert command.environment(GPU, Options(), (), loads_adapters=True)[variable] == "1"
+
     def test_what_stands_after_the_dashes_holds(self) -> None:
         made = words(Options(tensor_parallel=2), "-tp", "4", "--max-num-seqs=8")
         assert made[-3:] == ["-tp", "4", "--max-num-seqs=8"]

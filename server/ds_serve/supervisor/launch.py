@@ -42,7 +42,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError("--max-seq-len bounds text models, and none is given")
     for source in sources:
         check_source(settings, source)
-    if settings.vllm_args and not any(source.engine == VLLM for source in sources):
+    here = not settings.cluster
+    if here and settings.vllm_args and not any(source.engine == VLLM for source in sources):
         raise ConfigError(
             f"-- {settings.vllm_args[0]}: it is for vLLM, which no model here runs on"
         )
@@ -141,8 +142,8 @@ def worker_config(
     socket: Path,
     control: Path,
     logs: LogSettings,
-) -> WorkerConfig:
     device: str,
+) -> WorkerConfig:
     policy = BatchPolicy(
         max_batch_size=settings.max_batch_size,
         max_delay_us=settings.batch_delay_us,
@@ -177,12 +178,12 @@ def worker_config(
     )
 
 
-def _cache(settings: Settings, control: Path) -> CacheConfig | None:
 def devices_of(settings: Settings, source: ModelSource) -> list[str]:
     """Where the model is to run, a worker for each: those of its configuration, or `--device`'s."""
     return tensor_engines.devices_of(source.engine, settings.device, source.config)
 
 
+def _cache(settings: Settings, control: Path) -> CacheConfig | None:
     """All workers count what they keep in one file, beside the control socket."""
     size = settings.response_cache_byte_size
     return CacheConfig(size, control.with_name("response-cache")) if size else None
@@ -225,6 +226,10 @@ def vllm_job(
     """What serves one replica of a model with vLLM, on the GPUs that are its own."""
     found = installation.require(installation.interpreter(settings.vllm_python))
     given = options(settings, source)
+    # It reads whatever folder it is told of: that is for administrators alone.
+    guarded = bool(settings.api_keys) or settings.open_control
+    loads = guarded and vllm.takes_adapters(given, settings.vllm_args)
+    cards = vllm.cards(given, replica)
     return Job(
         name=source.name,
         command=vllm.command(
@@ -236,10 +241,11 @@ def vllm_job(
             socket,
             settings.drain_timeout,
         ),
-        environment=vllm.environment(found, given, vllm.cards(given, replica)),
+        environment=vllm.environment(found, given, cards, loads_adapters=loads),
         progress=str(progress),
         parent_pid=os.getpid(),
         logs=logs,
+        hub="" if source.artifact.is_absolute() else str(source.artifact),
     )
 
 

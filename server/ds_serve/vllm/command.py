@@ -40,6 +40,8 @@ REPLACED = {
 }
 """vLLM's flags that ds-serve has under another name; they may be given by either."""
 
+_EXECUTOR = "--distributed-executor-backend"
+
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
 
@@ -125,9 +127,18 @@ def _rank_of(path: str) -> int:
         return 16
 
 
-def environment(found: Installation, options: Options, cards: Sequence[str]) -> dict[str, str]:
+def takes_adapters(options: Options, extra: Sequence[str]) -> bool:
+    """Whether adapters may come and go while it runs, which vLLM allows with one API server."""
+    enabled = bool(options.adapters) or _given("--enable-lora", extra)
+    several = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
+    return enabled and not any(_given(flag, extra) for flag in several)
+
+
+def environment(
+    found: Installation, options: Options, cards: Sequence[str], *, loads_adapters: bool = False
+) -> dict[str, str]:
     """What the child's has beside ours. `cards`: the GPUs that this one may use; all where none
-    are named.
+    are named. `loads_adapters`: whether it may be told to load some while it runs.
     """
     preferred = {
         # How old each counter is would double the metrics.
@@ -135,6 +146,8 @@ def environment(found: Installation, options: Options, cards: Sequence[str]) -> 
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_COLOR": "0",
     }
+    if loads_adapters:
+        preferred["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if found.for_cpu and options.memory_efficient:
         preferred["VLLM_CPU_KVCACHE_SPACE"] = "1"
     made = {name: value for name, value in preferred.items() if name not in os.environ}
@@ -148,14 +161,19 @@ def environment(found: Installation, options: Options, cards: Sequence[str]) -> 
 def check(found: Installation, name: str, options: Options, extra: Sequence[str]) -> None:
     """Raises ConfigError for what this vLLM, or this machine, cannot do."""
     check_arguments(extra)
-    _check_device(found, name, options)
+    _check_device(found, name, options, spans=spans_nodes(extra))
     _check_quantization(found, name, options.quantization)
     for adapter, path in options.adapters.items():
         if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
             raise ConfigError(f"--lora {adapter}={path}: there is no such folder")
 
 
-def _check_device(found: Installation, name: str, options: Options) -> None:
+def spans_nodes(extra: Sequence[str]) -> bool:
+    """Whether its own Ray executor runs it, which takes GPUs of other machines too."""
+    return f"{_EXECUTOR} ray" in " ".join(extra).replace("=", " ")
+
+
+def _check_device(found: Installation, name: str, options: Options, *, spans: bool) -> None:
     kind = options.device.partition(":")[0]
     has = "cpu" if found.for_cpu else ("rocm" if devices.is_rocm() else "cuda")
     if kind not in ("auto", has):
@@ -166,7 +184,7 @@ def _check_device(found: Installation, name: str, options: Options) -> None:
         )
     cards = [] if found.for_cpu else given_cards(options) or devices.visible()
     needed = options.tensor_parallel * options.pipeline_parallel * options.replicas
-    if not found.for_cpu and cards and needed > len(cards):
+    if not found.for_cpu and not spans and cards and needed > len(cards):
         raise ConfigError(
             f"model {name!r} needs {needed} GPUs (tensor_parallel {options.tensor_parallel} * "
             f"pipeline_parallel {options.pipeline_parallel} * replicas {options.replicas}), and "

@@ -25,7 +25,7 @@ import msgspec
 from ds_serve.child import FAILURE_FILE, PERMANENT
 from ds_serve.logs import LogSettings
 from ds_serve.process_guard import die_with_parent
-from ds_serve.vllm import told
+from ds_serve.vllm import downloads, told
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": loggi
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor wants run. `environment` is added to our own; `progress` is the file
-    that is to say how far the start-up is.
+    that is to say how far the start-up is. `hub`: the model's id where the hub has it, not a folder.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     progress: str
     parent_pid: int
     logs: LogSettings = LogSettings()
+    hub: str = ""
 
 
 class Guard:
@@ -66,6 +67,8 @@ class Guard:
         self._started = False
         self._stopping = False
         self._server: subprocess.Popen[bytes] | None = None
+        cache = downloads.cache(os.environ | job.environment, job.command)
+        self._downloads = downloads.Downloads(job.hub, cache) if job.hub else None
 
     def run(self) -> int:
         """Until the server has ended, and all that it has started; returns the exit status."""
@@ -109,7 +112,10 @@ class Guard:
         poll.register(pipe, select.POLLIN)
         poll.register(ended, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            looks = self._downloads is not None and not self._started
+            ready = {fd for fd, _ in poll.poll(1000 * downloads.LOOK_SECONDS if looks else None)}
+            if self._downloads is not None and looks and (step := self._downloads.step()):
+                self._say(step)
             if pipe in ready and not self._take(pipe):
                 poll.unregister(pipe)
             if ended in ready:
@@ -147,15 +153,14 @@ class Guard:
             self._write(self._why())
 
     def _say(self, step: str) -> None:
-        """Tell of a step of the start-up, of percents only tenths."""
+        """Tell of a step of the start-up; of percents only tenths, of GB whole ones."""
         if step == self._step:
             return
         name, _, percent = step.partition(", ")
         before, _, reached = self._step.partition(", ")
         self._step = step
         self._progress.write_text(step)
-        tenths = [int(each.split()[0]) // 10 if each else -1 for each in (percent, reached)]
-        if name != before or tenths[0] > tenths[1]:
+        if name != before or _mark(percent) > _mark(reached):
             log.info("model %s: %s", self._name, step)
 
     def _why(self, status: int | None = None) -> told.Failure:
@@ -182,6 +187,14 @@ class Guard:
     def _write(self, found: told.Failure) -> None:
         if self._failure is not None:
             self._failure.write_text(found.reason)
+
+
+def _mark(reached: str) -> int:
+    """What is worth a line in the log once it is more: of "45 %", or of "1.3 GB so far"."""
+    if not reached:
+        return -1
+    number = float(reached.split()[0])
+    return int(number // 10 if reached.endswith("%") else number)
 
 
 def _importance(line: told.Line) -> int:
