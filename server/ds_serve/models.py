@@ -110,7 +110,8 @@ def named(argument: str, wish: Wish = _ANY) -> ModelSource:
 def _converted(source: ModelSource, convert: Convert | None) -> ModelSource:
     if convert is None or not text_models.needs_conversion(source.engine, source.artifact):
         return source
-    return msgspec.structs.replace(source, artifact=convert(source.engine, source.artifact))
+    made = convert(source.engine, source.artifact)
+    return msgspec.structs.replace(source, artifact=made, why=f"{source.why}, converted to {made}")
 
 
 def _require_distinct(names: Iterable[str]) -> None:

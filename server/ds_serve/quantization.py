@@ -26,7 +26,7 @@ from ds_serve.catalogue.cache import default_root, keep_made, locked
 from ds_serve.models import CONFIG, ModelSource, only_model_in, source_of
 from ds_serve.settings import Settings
 from ds_serve.text import convert
-from ds_serve.text_models import OPENVINO, VLLM
+from ds_serve.text_models import ENCODER, OPENVINO, VLLM
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,7 @@ def check(settings: Settings, source: ModelSource) -> None:
             f"{source.artifact}?quantization=METHOD'"
         )
     if source.engine != ENGINE:
-        raise ConfigError(
-            f"{said}: {source.engine} serves {source.artifact.name} as it is; give a file that is "
-            "quantized already, or for int8 and int4 weights the Hugging Face folder"
-        )
+        raise ConfigError(f"{said}: {_why_not(source)}")
     if source.config is not None:
         raise ConfigError(
             f"{said}: model {source.name!r} is configured by {source.config}; add a version to it: "
@@ -101,16 +98,35 @@ def check(settings: Settings, source: ModelSource) -> None:
         )
 
 
+def _why_not(source: ModelSource) -> str:
+    name = source.artifact.name
+    if source.engine == ENCODER:
+        return f"{name} is an encoder, which is served as it is; --dtype bfloat16 makes it quicker"
+    if source.engine != OPENVINO:
+        return f"{source.engine} serves {name} as it is; give a file that is quantized already"
+    if source.artifact.suffix == ".gguf":
+        return (
+            f"{name} is a GGUF file, whose weights keep the bits that they have; give one with "
+            "fewer, or for int8 and int4 the Hugging Face folder"
+        )
+    return (
+        f"{name} is served as it is; a Hugging Face folder's weights can be made "
+        f"{' or '.join(convert.WEIGHTS)}, and ds-quantize makes folders of other kinds"
+    )
+
+
 def _quantized(settings: Settings, source: ModelSource) -> ModelSource:
     root = default_root()
     home = root / "quantized" / _key(settings, source.artifact)
     output = home / source.name
+    keep_made(root, "quantized", home.name)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with locked(home / ".lock", lambda: log.info("another process quantizes; waiting for it")):
             if not _whole(output):
                 shutil.rmtree(output, ignore_errors=True)
                 _run(settings, source, output)
+                prune.tidy(root, Progress())
     except OSError as error:
         raise ConfigError(
             f"the cache {home} cannot be written: {error.strerror}; set DS_SERVE_CACHE to a folder "
@@ -119,14 +135,12 @@ def _quantized(settings: Settings, source: ModelSource) -> ModelSource:
     return _judged(settings, source, output)
 
 
-    keep_made(root, "quantized", home.name)
 def _whole(output: Path) -> bool:
     """Whether the result of an earlier start is there as it was made."""
     try:
         manifest.verify(output / "1")
     except LoadError:
         return False
-                prune.tidy(root, Progress())
     return True
 
 

@@ -104,7 +104,7 @@ def choose(folder: Path, wish: Wish) -> Choice:
         return _vllm(wish, what)
     if wish.engine == ENCODER or (wish.engine == AUTO and is_encoder(folder)):
         return _encoder(what)
-    return Choice(OPENVINO, f"{what}, so OpenVINO GenAI runs it on the CPU once it is converted")
+    return Choice(OPENVINO, f"{what}, so OpenVINO GenAI runs it on the CPU")
 
 
 def choose_hub(model: str, wish: Wish) -> Choice:
@@ -138,7 +138,12 @@ def converter(progress: Any, weights: str = "") -> Convert:
         if not installed("ds_serve.text.convert"):
             raise ConfigError(f"{folder} is a Hugging Face folder, which OpenVINO does not read")
         module = import_module("ds_serve.text.convert")
-        smaller = weights if weights in module.WEIGHTS else ""
+        smaller = weights if engine == OPENVINO else ""
+        if smaller and smaller not in module.WEIGHTS:
+            raise ConfigError(
+                f"--quantization {weights}: {folder} is converted for OpenVINO, with weights of "
+                f"{' or '.join(module.WEIGHTS)}"
+            )
         way = module.ENCODER if engine == ENCODER else smaller
         found: Path = module.openvino_folder(folder, progress, way)
         return found
@@ -152,22 +157,22 @@ def _require(wish: Wish, engines: tuple[str, ...], what: str) -> None:
 
 
 def _has_gpu_build(wish: Wish) -> bool:
+    if wish.elsewhere:
+        return wish.device in ("cuda", "rocm")
     if not devices.visible():
         return False
     found = installation.find(installation.interpreter(wish.python))
     return found is not None and not found.for_cpu
 
-    if wish.elsewhere:
-        return wish.device in ("cuda", "rocm")
 
 def _vllm(wish: Wish, what: str) -> Choice:
+    if wish.elsewhere:
+        return Choice(VLLM, f"{what}, so vLLM runs it")
     found = installation.require(installation.interpreter(wish.python))
     if found.for_cpu:
         return Choice(VLLM, f"{what}, so vLLM {found.version} runs it on the CPU")
     if not devices.visible():
         raise ConfigError(
-    if wish.elsewhere:
-        return Choice(VLLM, f"{what}, so vLLM runs it")
             f"--engine vllm: vLLM {found.version} needs a GPU, and there is none here; for a CPU: "
             f"pip install {installation.CPU_BUILD}"
         )

@@ -38,6 +38,8 @@ ABOUT = "converted.json"
 INSTALL = "pip install 'ds-serve[convert]'"
 _MODULE = "ds_serve.text.convert"
 _STEP, _FAILED = "step: ", "failed: "
+_BEFORE_WEIGHTS = 0.8
+"""The share of all that is done when the weights' turn has come."""
 
 
 class Progress(Protocol):
@@ -61,14 +63,14 @@ def openvino_folder(folder: Path, progress: Progress, weights: str = "") -> Path
         name = f"{folder.name}-{weights}{'-' if weights else ''}{_key(root, folder)}"
         target = root / name
         lock = root / f".{name}.lock"
+        keep_made(root.parent, root.name, name)
         with locked(lock, lambda: progress.note("another process converts; waiting for it")):
             if not target.is_dir():
-        keep_made(root.parent, root.name, name)
                 progress.note(f"converting {folder} for OpenVINO, once; it is kept in {target}")
                 _convert(folder, target, progress, weights)
+                prune.tidy(root.parent, progress)
     except OSError as error:
         raise ConfigError(
-                prune.tidy(root.parent, progress)
             f"{folder} cannot be converted into {root}: {error.strerror or error} "
             f"({error.filename}); set DS_SERVE_CACHE to a folder that can be written"
         ) from error
@@ -162,6 +164,12 @@ def _tell(step: str, share: float) -> None:
     print(f"{_STEP}{share:4.0%} {step}", flush=True)
 
 
+def _tell_first(step: str, share: float) -> None:
+    """Of what is not the last part: that it is done is said later."""
+    if share < 1:
+        _tell(step, share * _BEFORE_WEIGHTS)
+
+
 def _run(folder: Path, target: Path, weights: str) -> None:
     if weights == ENCODER:
         from ds_engines import encoder_export  # noqa: PLC0415
@@ -170,11 +178,12 @@ def _run(folder: Path, target: Path, weights: str) -> None:
         return
     from ds_engines.openvino_export import export_folder  # noqa: PLC0415
 
-    export_folder(folder, target, _tell)
+    export_folder(folder, target, _tell_first if weights else _tell)
     if weights:
         from ds_engines.openvino_compress import compress  # noqa: PLC0415
 
         compress(target, weights, _tell)
+        _tell("done", 1.0)
     else:
         _keep_cache(target / "openvino_model.xml")
     about = {"source": folder.name, "weights": weights, "format": FORMAT}
