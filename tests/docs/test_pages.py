@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import doc_blocks
 import ensembles
 import onnx_models
 import pytest
-from doc_blocks import DATA, ROOT, SHELLS, Block, Page
+from doc_blocks import DATA, ROOT, SHELLS, Page
 from doc_runner import Servers, Workplace
 
 CHAT = "ds-serve --model smollm2-135m-instruct"
@@ -65,6 +66,12 @@ def ensemble_files(folder: Path) -> None:
     (folder / "models/diamond/config.pbtxt").write_text(config)
 
 
+def model_files(folder: Path) -> None:
+    """Model files, and `digits` with one version."""
+    for seed, name in enumerate(("models/digits/1/model", "path/to/digits", "path/to/net")):
+        onnx_models.mlp(folder / f"{name}.onnx", seed=seed)
+
+
 SETTINGS = {
     "docs/client.md": Setting(
         client_files,
@@ -84,12 +91,16 @@ SETTINGS = {
         {"client.": f"ds-serve --model-repository models {EXPLICIT}"},
         {"client.": TRITON},
     ),
+    "docs/engines.md": Setting(),
     "docs/first-chat.md": Setting(),
     "docs/generate.md": Setting(serves={"curl ": CHAT}),
     "docs/install.md": Setting(),
     "docs/migrate-triton.md": Setting(repository_files),
     "docs/migrate-vllm.md": Setting(),
-    "docs/models.md": Setting(),
+    "docs/models.md": Setting(
+        model_files,
+        preludes={"ds-models pull path/to/net.onnx": "export DS_SERVE_CACHE=$PWD/cache"},
+    ),
     "docs/operate.md": Setting(serves={"python ": CHAT}),
     "docs/profiling.md": Setting(),
     "docs/python-backend.md": Setting(),
@@ -100,51 +111,18 @@ SETTINGS = {
     ),
     "docs/security.md": Setting(),
     "docs/text-encoders.md": Setting(),
+    "docs/text-gateway.md": Setting(),
     "docs/text-openvino.md": Setting(serves={"from anthropic": CHAT}),
     "docs/tune.md": Setting(),
 }
 """The pages whose blocks are run here."""
 
-GPU = "needs a GPU and vLLM"
-ELSEWHERE: dict[str, dict[str, str]] = {
-    "docs/containers.md": {"": "needs a container engine; deploy/containers/prove does the steps"},
-    "docs/dashboards.md": {"prometheus ": "goes on for ever; tests/deploy runs promtool"},
-    "docs/engines.md": {"": "installs a package; tests/engines/test_plugins.py does it"},
-    "docs/inspection.md": {"": "trains for minutes; tests/e2e/test_inspection.py serves it"},
-    "docs/kubernetes.md": {"": "needs a cluster; tests/deploy/test_kubernetes.py renders it"},
-    "docs/models.md": {
-        "ds-models pull org/": "needs the Hugging Face hub",
-        "ds-models pull s3://": "needs S3",
-        "ds-models list": "removes models of the cache; tests/e2e/test_models_command.py does it",
-    },
-    "docs/text-encoders.md": {"pip install 'ds-serve[convert]'": "needs PyTorch"},
-    "docs/text-gateway.md": {
-        "ds-serve --model cloud": "needs another server",
-        "file = client": "tests/e2e/test_text_batches.py does it",
-    },
-    "docs/text-openvino.md": {
-        "ds-serve --model smollm2": "needs models in several formats",
-        "pip install 'ds-serve[convert]'": "needs PyTorch",
-    },
-    "docs/text.md": {"": GPU},
-}
-"""Blocks that are not run, and are not marked so on their page yet; by how they begin."""
-
 PAGES = {page.name: page for page in doc_blocks.pages()}
-
-
-def unmarked(block: Block) -> bool:
-    begins = ELSEWHERE.get(block.page, {})
-    return not any(block.text.startswith(each) for each in begins)
-
-
-def to_run(page: Page) -> list[Block]:
-    return [block for block in page.to_run() if unmarked(block)]
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_every_block_is_run_or_says_why_not(page: Page) -> None:
-    left = [] if page.run_by or page.name in SETTINGS else to_run(page)
+    left = [] if page.run_by or page.name in SETTINGS else page.to_run()
     assert [f"{block.name}: {block.text.splitlines()[0]}" for block in left] == []
     languages = {block.language for block in page.blocks}
     assert languages <= {"", "python", *SHELLS, *DATA}, "neither a command's language nor data's"
@@ -155,15 +133,23 @@ def test_what_is_said_of_a_page_is_true(page: Page) -> None:
     if page.run_by:
         assert page.path.name in (ROOT / page.run_by).read_text()
     if page.name in SETTINGS:
-        assert to_run(page), "there is nothing to run"
+        assert page.to_run(), "there is nothing to run"
         assert not page.run_by
     beginnings = [
-        *ELSEWHERE.get(page.name, {}),
         *SETTINGS.get(page.name, Setting()).serves,
         *SETTINGS.get(page.name, Setting()).preludes,
     ]
-    texts = [block.text for block in page.commands()]
+    texts = [block.text for block in page.to_run()]
     assert [each for each in beginnings if not any(t.startswith(each) for t in texts)] == []
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_a_reason_names_tests_that_there_are(page: Page) -> None:
+    reasons = " ".join([page.reason, *(block.reason for block in page.blocks)])
+    named = re.findall(r"(?:tests|deploy)/[\w/.]*\w", reasons)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    unneeded = [block.name for block in page.blocks if block.reason and not block.kind]
+    assert unneeded == [], "marked, and no command"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +186,7 @@ def test_the_commands_of_a_page(name: str, servers: Servers, tmp_path: Path) -> 
     setting.files(tmp_path)
     place = Workplace(tmp_path, servers, setting.serves, setting.preludes)
     try:
-        for block in to_run(PAGES[name]):
+        for block in PAGES[name].to_run():
             place.run(block)
     finally:
         place.close()

@@ -87,6 +87,7 @@ class Servers:
             for name in SHARED:
                 fetch(name)
             flags = [word for name in SHARED for word in ("--model", name)]
+            flags += ["--files", str(self.folder / "files")]
             server = PageServer(["ds-serve", *flags], self.folder, environment)
             self.started.append(server)
             server.start().wait_ready()
@@ -101,7 +102,7 @@ class Workplace:
     """A page's folder, and its servers, the latest of which its commands are for.
 
     `serves` and `preludes` are what a page says in words rather than in commands: the server, as a
-    command, that a block needs, and code before a block of Python; by how the block begins.
+    command, that a block needs, and code before the block; by how the block begins.
     """
 
     def __init__(
@@ -118,14 +119,14 @@ class Workplace:
         for begins, command in self._serves.items():
             if block.text.startswith(begins):
                 self._serve(command)
+        before = [c for begins, c in self._preludes.items() if block.text.startswith(begins)]
         if block.kind == "python":
-            before = [c for begins, c in self._preludes.items() if block.text.startswith(begins)]
             self._call(block, [sys.executable, "-c", self._here("\n".join([*before, block.text]))])
         else:
-            self._run_shell(block)
+            self._run_shell(block, before)
 
-    def _run_shell(self, block: Block) -> None:
-        text = _without_pip(block)
+    def _run_shell(self, block: Block, before: list[str]) -> None:
+        text = "\n".join([*before, _without_pip(block)])
         while found := _next_server(text):
             self._script(block, text[: found.start()])
             command, text = _whole_line(text[found.start() :])
@@ -180,11 +181,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _shareable(words: list[str]) -> bool:
-    names = words[2::2]
-    return (
-        words[0] == "ds-serve"
-        and words[1::2] == ["--model"] * len(names)
-        and set(names) <= set(SHARED)
+    if words[0] != "ds-serve" or len(words) % 2 == 0:
+        return False
+    flags = list(zip(words[1::2], words[2::2], strict=True))
+    return all(
+        flag == "--files" or (flag == "--model" and value in SHARED) for flag, value in flags
     )
 
 
