@@ -20,6 +20,7 @@ class Servers(NamedTuple):
     large: OpenAIUpstream
     cloud: Server
     device: Server
+    repository: Path
 
     def chat(self, text: str, **more: Any) -> Any:
         body = {"model": "chat", "messages": [{"role": "user", "content": text}]} | more
@@ -31,13 +32,13 @@ class Servers(NamedTuple):
         return self.device.client.post(url, json={"inputs": [tensor]} | more)
 
 
-def classifier(path: Path, scale: float) -> Path:
+def classifier(path: Path, scale: float, width: int = 2) -> Path:
     """Logits [n, 2] are the inputs times `scale`, and `twice` is them again."""
-    weights = numpy_helper.from_array((np.eye(2) * scale).astype(np.float32), "w")
+    weights = numpy_helper.from_array((np.eye(width, 2) * scale).astype(np.float32), "w")
     return onnx_models.save(
         path,
         [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "y"], ["z"])],
-        [helper.make_tensor_value_info("x", onnx_models.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("x", onnx_models.FLOAT, ["n", width])],
         [helper.make_tensor_value_info(name, onnx_models.FLOAT, ["n", 2]) for name in "yz"],
         [weights],
     )
@@ -47,7 +48,12 @@ def classifier(path: Path, scale: float) -> Path:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder: Path = tmp_path_factory.mktemp("edge")
     small = classifier(folder / "small.onnx", 1)
-    cloud = Server("--model", f"big={classifier(folder / 'big.onnx', 100)}")
+    classifier(folder / "models" / "net" / "1" / "model.onnx", 1)
+    cloud = Server(
+        *("--model", f"big={classifier(folder / 'big.onnx', 100)}"),
+        *("--model-repository", folder / "models"),
+        *("--model-control-mode", "poll", "--repository-poll-secs", "1"),
+    )
     with cloud, OpenAIUpstream() as near, OpenAIUpstream() as far:
         rules = ["--escalate", "small=far?below=0.9&output=y&scores=logits&within=5"]
         rules += [
@@ -59,10 +65,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         rules += ["--escalate", "chat=large?tokens=50&refusal=^I%20cannot&finish=length&within=5"]
         models = [f"{name}={small}" for name in ("small", "vague", "first")]
         models += [f"far={cloud.http}/v2#big", f"chat={near.address}#s", f"large={far.address}#l"]
+        models += [f"net={cloud.http}/v2#net"]
         models += ["gone=http://127.0.0.1:9/v2#x", "dead=http://127.0.0.1:9/v1#x"]
         flags = [word for model in models for word in ("--model", model)]
         with Server(*flags, *rules, "--upstream-probe", "0.2") as device:
-            yield Servers(near, far, cloud, device)
+            yield Servers(near, far, cloud, device, folder / "models")
             assert "Traceback" not in device.log(), device.log()
 
 
@@ -116,6 +123,32 @@ def test_a_model_elsewhere_has_statistics_and_errors_of_its_own(servers: Servers
     assert away.status_code == 503
     assert "loading" in away.json()["error"]
     assert servers.device.ready(), "it does not wait for a server elsewhere"
+
+
+def test_readiness_names_the_servers_that_this_one_is_ready_without(servers: Servers) -> None:
+    said = servers.device.get("/health/ready").json()
+    assert said["status"] == "ready"
+    assert "gone" in said["models"]
+    assert said["models"]["gone"].startswith("loading: ")
+    assert "say by output=NAME" in said["models"]["vague"], "it refuses all requests"
+    assert servers.device.get("/v2/models/vague/ready").status_code == 503
+    assert "small" not in said["models"]
+
+
+def test_a_model_that_has_changed_elsewhere_is_described_anew(servers: Servers) -> None:
+    assert servers.infer([1, 2], model="net").status_code == 200
+    classifier(servers.repository / "net" / "2" / "model.onnx", 1, width=3)
+
+    def width() -> int:
+        said = servers.device.get("/v2/models/net").json()
+        return int(said["inputs"][0]["shape"][1])
+
+    until(lambda: width() == 3, "it is described as before", 30, servers.device.log)
+    assert servers.infer([1, 2], model="net").status_code == 400
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
+    answer = servers.device.client.post(f"{servers.device.http}/v2/models/net/infer", json=body)
+    assert answer.json()["outputs"][0]["data"] == [1, 2]
+    assert "model net is another on its server than before" in servers.device.log()
 
 
 def test_a_long_prompt_goes_further_at_once(servers: Servers) -> None:

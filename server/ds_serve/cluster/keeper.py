@@ -20,7 +20,7 @@ from ds_serve.edge.keeper import ask
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings
 from ds_serve.supervisor import launch
-from ds_serve.supervisor.worker import FAILED, LOADING, READY, RESTARTING, STOPPED, Keeper
+from ds_serve.supervisor.worker import FAILED, LOADING, READY, RESTARTING, IdleKeeper, Keeper
 from ds_serve.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Cluster:
         )
 
 
-class ClusterKeeper(Keeper):
+class ClusterKeeper(IdleKeeper):
     """A model that is ready while some replica is. `text`: its spec, which a tensor model's
     replicas tell.
     """
@@ -115,23 +115,14 @@ class ClusterKeeper(Keeper):
     ) -> None:
         super().__init__(source.name, source.version, on_change)
         self._text = text
-        self._ended = asyncio.Event()
         self._asked = asyncio.Event()
-
-    async def run(self) -> None:
-        await self._ended.wait()
-        self._become(STOPPED)
 
     async def settled(self) -> None:
         """Wait until some replica answers, or Ray has given up."""
         await self._asked.wait()
 
-    async def stop(self, grace: float) -> None:
-        self.kill()
-
     def kill(self) -> None:
-        self._stopping = True
-        self._ended.set()
+        super().kill()
         self._asked.set()
 
     def missing(self, reason: str) -> None:

@@ -19,7 +19,7 @@ from ds_serve.gateway.backend import Backend
 from ds_serve.gateway.requests import Abandon, Done, InferReply, InferRequest, answered
 from ds_serve.metrics import Tally
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Statistics, Tensor
+from ds_serve.transport.messages import ModelState, Statistics, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class EscalatingBackend:
         self.spec = spec
         self.own = own
         self.rule = rule
-        self.output, self._trouble = _judged(spec, rule)
-        if self._trouble:
-            log.error("%s", self._trouble)
+        self.output, self._misfit = _judged(spec, rule)
+        if self._misfit:
+            log.error("%s", self._misfit)
         self._find = find
         self._answers = {
             outcome: Tally(marks.answers.labels(spec.name, outcome).inc)
@@ -70,13 +70,26 @@ class EscalatingBackend:
     def in_flight(self) -> int:
         return self.own.in_flight + self._in_flight
 
+    async def move(self, state: ModelState) -> None:
+        await self.own.move(state)
+
+    @property
+    def trouble(self) -> str:
+        """That of the own model, where the other one cannot answer in its place."""
+        if self._misfit or not self.own.trouble:
+            return self._misfit
+        try:
+            return self.own.trouble if self._find(self.rule.to, "").trouble else ""
+        except ServeError:
+            return self.own.trouble
+
     def room(self, size: int, before: int) -> Block | None:
         """None: the inputs are needed again after the worker has done with them."""
         return None
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
-        if self._trouble:
-            raise Unavailable(self._trouble, retry_after=None)
+        if self._misfit:
+            raise Unavailable(self._misfit, retry_after=None)
         return _Call(self, request, done).start()
 
     async def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:

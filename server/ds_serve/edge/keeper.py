@@ -1,10 +1,13 @@
-"""Keeps a tensor model that another server has: ready once that server has said what it is."""
+"""Keeps a tensor model that another server has: ready once that server has said what it is, and
+another where it says something else.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import TypeVar
 
@@ -14,7 +17,7 @@ from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.spec import ModelSpec
 from ds_serve.edge import remote
 from ds_serve.edge.upstream import Key, Server
-from ds_serve.supervisor.worker import LOADING, READY, STOPPED, Keeper
+from ds_serve.supervisor.worker import LOADING, READY, IdleKeeper
 from ds_serve.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -25,59 +28,69 @@ AGAIN = 2.0
 SECONDS = 5.0
 """How long its answer may take."""
 
+LOOKS = 6
+"""Looks whether a server is there, for each question what its model is."""
+
 _serials = count(1)
 
 T = TypeVar("T")
 
 
-class TensorUpstreamKeeper(Keeper):
-    """This server is ready without it: its other models are not to wait for a server elsewhere."""
+class TensorUpstreamKeeper(IdleKeeper):
+    """This server is ready without it: its other models are not to wait for a server elsewhere.
+    `probe`: seconds from one look at the server to the next; 0: it is asked once what the model is.
+    """
 
     def __init__(
-        self, name: str, version: str, upstream: Upstream, on_change: Callable[[], None]
+        self,
+        name: str,
+        version: str,
+        upstream: Upstream,
+        probe: float,
+        on_change: Callable[[], None],
     ) -> None:
         super().__init__(name, version, on_change)
         self.state.upstream = upstream
         self._upstream = upstream
+        self._anew = LOOKS * probe
         self._asked = asyncio.Event()
-        self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        while not self._stopping and not await self._found():
+        while not self._stopping:
+            found = await self._found()
             self._asked.set()
-            try:
-                async with asyncio.timeout(AGAIN):
+            if found and not self._anew:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._anew if found else AGAIN):
                     await self._ended.wait()
-            except TimeoutError:
-                continue
         self._asked.set()
-        await self._ended.wait()
-        self._become(STOPPED)
+        await super().run()
 
     async def settled(self) -> None:
         """One that cannot be reached has settled too: nobody knows when it will be there."""
         await self._asked.wait()
 
-    async def stop(self, grace: float) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self._stopping = True
-        self._ended.set()
-
     async def _found(self) -> bool:
+        """Whether the server has said what the model is. What is known holds while it is away."""
         try:
             async with asyncio.timeout(SECONDS):
                 spec = await ask(self._upstream, self.name, self.state.version)
         except (ServeError, TimeoutError) as error:
-            self._missing(str(error) or f"its server did not answer within {SECONDS:g} s")
-            return False
-        if self._stopping:
-            return False
+            if not self.ready:
+                self._missing(str(error) or f"its server did not answer within {SECONDS:g} s")
+            return self.ready
+        if not self._stopping and spec != self.state.spec:
+            self._known(spec)
+        return True
+
+    def _known(self, spec: ModelSpec) -> None:
+        """Another address is another model to the gateways, which check requests anew."""
+        if self.ready:
+            log.warning("model %s is another on its server than before", self.name)
         self.state.spec = spec
         self.state.address = f"upstream-{self.name}-{next(_serials)}"
         self._become(READY)
-        return True
 
     def _missing(self, reason: str) -> None:
         self.state.required = False

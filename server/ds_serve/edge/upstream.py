@@ -27,7 +27,7 @@ from ds_serve.gateway.text_hop import Hop, Refused
 from ds_serve.gateway.text_probe import Probe
 from ds_serve.tracing import IN_WORKER
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Statistics
+from ds_serve.transport.messages import ModelState, Statistics
 from ds_serve.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,13 @@ class UpstreamBackend:
         self._probes: list[Probe] = []
         self._leaving: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.move(upstream)
+        self._use(upstream)
 
-    def move(self, upstream: Upstream) -> None:
+    async def move(self, state: ModelState) -> None:
+        if state.upstream is not None:
+            self._use(state.upstream)
+
+    def _use(self, upstream: Upstream) -> None:
         """The servers are these from now on; what others have under way, they finish."""
         had = {server.url: (server, probe) for server, probe in self._pairs()}
         self._servers, self._probes = [], []
@@ -119,7 +123,6 @@ class UpstreamBackend:
 
     @property
     def trouble(self) -> str:
-        """Why requests are refused now; "" where they are not."""
         if all(server.breaker.wait for server in self._servers):
             return "its server fails or does not answer, and is left alone"
         return ""

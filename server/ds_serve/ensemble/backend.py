@@ -25,7 +25,7 @@ from ds_serve.gateway.requests import (
 )
 from ds_serve.tracing import IN_WORKER
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Schedule, Statistics, Tensor
+from ds_serve.transport.messages import ModelState, Schedule, Statistics, Tensor
 
 Find = Callable[[str, str], Backend]
 """From a model's name and version to the way there. Raises NotFound, Unavailable."""
@@ -65,6 +65,21 @@ class EnsembleBackend:
 
     async def statistics(self) -> Statistics:
         return self.accounts.statistics()
+
+    async def move(self, state: ModelState) -> None:
+        """It is where its members are, and asks for them with each request."""
+
+    @property
+    def trouble(self) -> str:
+        """That of its members, the first that has some."""
+        for index, step in enumerate(self.spec.steps):
+            try:
+                found = self.member(index).trouble
+            except ServeError as error:
+                return str(error)
+            if found:
+                return f"{at(self.spec, index)}: model {step.model!r}: {found}"
+        return ""
 
     @property
     def in_flight(self) -> int:

@@ -31,6 +31,7 @@ from ds_serve.transport.messages import (
     Cancel,
     FromWorker,
     Infer,
+    ModelState,
     Statistics,
     StatisticsQuery,
 )
@@ -61,6 +62,15 @@ class Backend(Protocol):
 
     async def statistics(self) -> Statistics:
         """What the model's worker has done."""
+
+    async def move(self, state: ModelState) -> None:
+        """The supervisor names its workers or servers anew, while it is the same model. Raises
+        OSError where none of them can be reached.
+        """
+
+    @property
+    def trouble(self) -> str:
+        """Why requests are refused now; "" where they are not."""
 
     @property
     def in_flight(self) -> int:
@@ -94,6 +104,13 @@ class TensorBackend:
         offer = self._shared.offer()
         if offer is not None:
             self._outbox.put(offer)
+
+    async def move(self, state: ModelState) -> None:
+        """A worker has one address for all its life."""
+
+    @property
+    def trouble(self) -> str:
+        return ""
 
     def room(self, size: int, before: int) -> Block | None:
         return self._shared.room(size, before)

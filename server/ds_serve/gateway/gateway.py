@@ -109,12 +109,20 @@ class Gateway:
         }
 
     def away(self, caller: Caller = ANYBODY) -> dict[str, str]:
-        """The same of models whose requests are refused because other servers fail."""
-        return {
+        """The same of models that this server is ready without: their requests are refused because
+        other servers fail, or have not said yet what the models are.
+        """
+        failing = {
             name: trouble
             for name, one in self._newest.items()
-            if (trouble := _trouble(one.backend)) and caller.allows(name)
+            if caller.allows(name) and (trouble := one.backend.trouble)
         }
+        unknown = {
+            _called(state): f"{state.state}: {state.reason}"
+            for state in self._states.values()
+            if caller.allows(state.name) and _is_unknown(state)
+        }
+        return failing | unknown
 
     def answers(self, name: str, version: str = "") -> bool:
         """Whether a model is ready, and its server too where another has it. Raises NotFound."""
@@ -122,7 +130,7 @@ class Gateway:
         served = self._served.get((state.name, state.version))
         if state.state != READY or served is None:
             return state.state == READY
-        return not _trouble(served.backend)
+        return not served.backend.trouble
 
     def tune(self, tuning: Tuning) -> None:
         """Trace as the supervisor says. What has not changed goes on counting."""
@@ -298,7 +306,7 @@ class Gateway:
             return None
         served = self._served.get(key)
         if served is not None and served.state.address == state.address:
-            await _move(served.backend, state)
+            await served.backend.move(state)
             return Served(state, served.backend)
         try:
             return Served(state, await self._connect(state))
@@ -324,7 +332,7 @@ class Gateway:
             return UpstreamBackend(spec, state.upstream, self.limits.upstream_probe)
         if state.replicas:
             several = ReplicatedBackend(spec, self.regions)
-            await several.move(state.replicas)
+            await several.move(state)
             return several
         kind = WholeBackend if spec.engine == PYTHON else TensorBackend
         backend = kind(spec, self.regions)
@@ -362,18 +370,6 @@ class Gateway:
         self.on_left()
 
 
-async def _move(backend: Backend, state: ModelState) -> None:
-    """Its workers or servers may be others, while it is the same model."""
-    if isinstance(backend, EscalatingBackend):
-        backend = backend.own
-    if isinstance(backend, TextBackend):
-        backend.move(state)
-    elif isinstance(backend, ReplicatedBackend):
-        await backend.move(state.replicas)
-    elif state.upstream is not None and isinstance(backend, UpstreamBackend):
-        backend.move(state.upstream)
-
-
 def _is_text(state: ModelState) -> bool:
     return state.spec is not None and state.spec.task == "text"
 
@@ -382,11 +378,9 @@ def _is_ensemble(state: ModelState) -> bool:
     return state.spec is not None and bool(state.spec.steps)
 
 
-def _trouble(backend: Backend) -> str:
-    """Why requests to another server are refused now; "" where they are not."""
-    if isinstance(backend, TextBackend):
-        return backend.way.trouble
-    return backend.trouble if isinstance(backend, UpstreamBackend) else ""
+def _is_unknown(state: ModelState) -> bool:
+    """Whether another server has it, which has not said what it is."""
+    return state.upstream is not None and state.state != READY and not state.required
 
 
 def _unavailable(state: ModelState) -> ServeError:

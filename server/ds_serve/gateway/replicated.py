@@ -20,7 +20,7 @@ from ds_serve.gateway.requests import (
     answered,
 )
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import BatchStatistics, Duration, Statistics
+from ds_serve.transport.messages import BatchStatistics, Duration, ModelState, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ class ReplicatedBackend:
         self._ways: dict[str, _Way] = {}
         self._turns = count(1)
 
-    async def move(self, addresses: Sequence[str]) -> None:
-        """Use the workers at these addresses. Raises OSError where none of them can be reached."""
+    async def move(self, state: ModelState) -> None:
+        """Use the workers that are named. Raises OSError where none of them can be reached."""
+        addresses = state.replicas
         for address in set(self._ways) - set(addresses):
             self._ways.pop(address).backend.close(_lost(self.spec))
         failed: OSError | None = None
@@ -87,6 +88,10 @@ class ReplicatedBackend:
                     self._ways[address] = _Way(address, backend)
         if failed is not None and not self._ways:
             raise failed
+
+    @property
+    def trouble(self) -> str:
+        return "" if self._alive() else "its workers have gone away"
 
     def room(self, size: int, before: int) -> Block | None:
         """In the memory of the worker that would be next: `begin` follows the block."""

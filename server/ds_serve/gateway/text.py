@@ -88,12 +88,15 @@ class TextBackend:
                     trace.told(self.spec, request.id, final=done)
                 yield _reply(self.spec, request, text, final=done)
 
-    def move(self, state: ModelState) -> None:
-        """The supervisor names the model's workers anew, or its servers."""
+    async def move(self, state: ModelState) -> None:
         if state.upstream is None and isinstance(self.way, WorkerWay):
             self.way.move(state.replicas or (state.address,))
         elif state.upstream is not None and isinstance(self.way, UpstreamWay):
             self.way.move(state.upstream)
+
+    @property
+    def trouble(self) -> str:
+        return self.way.trouble
 
     def room(self, size: int, before: int) -> Block | None:
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from itertools import count
 
 from ds_engines.spec import ModelSpec
 from ds_serve.ensemble.members import judge
-from ds_serve.supervisor.worker import FAILED, READY, STOPPED, Keeper
+from ds_serve.supervisor.worker import FAILED, READY, IdleKeeper
 from ds_serve.transport.messages import ModelState
 
 log = logging.getLogger(__name__)
@@ -17,7 +16,7 @@ log = logging.getLogger(__name__)
 _serials = count(1)
 
 
-class EnsembleKeeper(Keeper):
+class EnsembleKeeper(IdleKeeper):
     """`states`: those of all models, its members' among them."""
 
     def __init__(
@@ -30,14 +29,12 @@ class EnsembleKeeper(Keeper):
         self.state.spec = self._spec = spec
         self._states = states
         self._running = False
-        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the members until stopped."""
         self._running = True
         self.look()
-        await self._ended.wait()
-        self._become(STOPPED)
+        await super().run()
 
     def look(self) -> None:
         if not self._running or self._stopping:
@@ -53,10 +50,3 @@ class EnsembleKeeper(Keeper):
         elif self.ready:
             log.warning("model %s: %s", self.name, reason)
         self._become(state, reason)
-
-    async def stop(self, grace: float) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self._stopping = True
-        self._ended.set()

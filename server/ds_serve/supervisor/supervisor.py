@@ -205,7 +205,8 @@ class Supervisor:
             # As above: its HTTP client takes long to import.
             from ds_serve.edge.keeper import TensorUpstreamKeeper  # noqa: PLC0415
 
-            return TensorUpstreamKeeper(source.name, source.version, where, changed)
+            probe = self.settings.upstream_probe
+            return TensorUpstreamKeeper(source.name, source.version, where, probe, changed)
         return UpstreamKeeper(launch.text_spec(source), where, changed)
 
     def _log_settings(self) -> LogSettings:

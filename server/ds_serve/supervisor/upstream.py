@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from itertools import count
 
 from ds_engines.spec import ModelSpec
-from ds_serve.supervisor.worker import READY, STOPPED, Keeper
+from ds_serve.supervisor.worker import READY, IdleKeeper
 from ds_serve.upstream import Upstream
 
 _serials = count(1)
 
 
-class UpstreamKeeper(Keeper):
+class UpstreamKeeper(IdleKeeper):
     """Whether the other server answers, each gateway finds out with its requests to it."""
 
     def __init__(self, spec: ModelSpec, upstream: Upstream, on_change: Callable[[], None]) -> None:
@@ -21,17 +20,8 @@ class UpstreamKeeper(Keeper):
         self.state.spec = spec
         self.state.upstream = upstream
         self.state.address = f"upstream-{next(_serials)}"
-        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         if not self._stopping:
             self._become(READY)
-        await self._ended.wait()
-        self._become(STOPPED)
-
-    async def stop(self, grace: float) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self._stopping = True
-        self._ended.set()
+        await super().run()

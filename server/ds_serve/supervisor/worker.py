@@ -70,6 +70,25 @@ class Keeper(ABC):
         self._on_change()
 
 
+class IdleKeeper(Keeper):
+    """Keeps one that no process of ours serves: `run` goes on until it is `_ended`."""
+
+    def __init__(self, name: str, version: str, on_change: Callable[[], None]) -> None:
+        super().__init__(name, version, on_change)
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        await self._ended.wait()
+        self._become(STOPPED)
+
+    async def stop(self, grace: float) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self._stopping = True
+        self._ended.set()
+
+
 class RefusedKeeper(Keeper):
     """Stands for a version that may not be served: it has failed from the beginning."""
 
