@@ -195,7 +195,7 @@ def _around() -> dict[str, Schema]:
         "serviceMonitor": whole(
             enabled=FLAG, interval={"type": "string", "pattern": "^[0-9]+(s|m)$"}, labels=LABELS
         ),
-        "prometheusRule": whole(enabled=FLAG, labels=LABELS),
+        "prometheusRule": whole(enabled=FLAG, labels=LABELS, runbooks=NAMED),
         "dashboards": whole(enabled=FLAG, labels=LABELS),
     }
 
@@ -229,7 +229,7 @@ def _quantize() -> Schema:
         deadlineSeconds=POSITIVE,
         resources=RESOURCES,
     )
-    return made | _where_enabled(model=NAMED, output=NAMED, claim=NAMED, image=NAMED)
+    return made | _where_enabled(model=NAMED, evaluation=NAMED, output=NAMED, claim=NAMED)
 
 
 def _where_enabled(**needed: Schema) -> Schema:

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_models
 import pytest
 from dockerfile_parse import DockerfileParser
+from packaging.requirements import Requirement
 from serving import Server
 
 from ds_serve import __version__, cli
@@ -24,9 +25,14 @@ FILES = sorted(CONTAINERS.glob("Containerfile.*"))
 LOCKS = sorted((CONTAINERS / "locks").glob("*.txt"))
 SERVED = ROOT / "requirements" / "serve.txt"
 HEALTH = CONTAINERS / "health.py"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 SECRET = re.compile(r"key(?!ring)|token|secret|passw|credential", re.IGNORECASE)
 
+SERVERS = [file for file in FILES if file.suffix != ".quantize"]
+
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda path: path.suffix[1:])
+each_server = pytest.mark.parametrize("file", SERVERS, ids=lambda path: path.suffix[1:])
 
 
 def steps(file: Path) -> list[tuple[str, str]]:
@@ -60,12 +66,26 @@ def variables(file: Path) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", " ".join(values)))
 
 
-def pins(lock: Path) -> set[str]:
-    return set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE))
+def pins(lock: Path) -> dict[str, set[str]]:
+    """Packages with their versions: several where systems differ."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), re.MULTILINE):
+        found.setdefault(name, set()).add(version)
+    return found
 
 
-def test_there_is_one_for_each_kind_of_machine() -> None:
-    assert [file.suffix for file in FILES] == [".cpu", ".cuda", ".jetson", ".rocm"]
+def extra(name: str) -> list[Requirement]:
+    """What an extra of ds-serve asks for, with what it asks for through others."""
+    listed = map(Requirement, PROJECT["optional-dependencies"][name])
+    return [
+        each
+        for one in listed
+        for each in (extra(*one.extras) if one.name == PROJECT["name"] else [one])
+    ]
+
+
+def test_there_is_one_for_each_kind_of_machine_and_one_that_quantizes() -> None:
+    assert [file.suffix for file in FILES] == [".cpu", ".cuda", ".jetson", ".quantize", ".rocm"]
 
 
 @each_file
@@ -84,8 +104,8 @@ def test_hadolint_finds_nothing(file: Path) -> None:
 def test_the_image_is_made_in_stages_and_holds_no_tool_of_the_build(file: Path) -> None:
     assert len(stages(file)) >= 2
     copied = [value for name, value in stages(file)[-1] if name == "COPY"]
-    own = [value for value in copied if not value.startswith("--from=")]
-    assert own == ["deploy/containers/health.py /opt/ds-serve/health.py"]
+    own = {value for value in copied if not value.startswith("--from=")}
+    assert own <= {"deploy/containers/health.py /opt/ds-serve/health.py"}
     assert "/opt/build" not in " ".join(copied)
 
 
@@ -127,14 +147,15 @@ def test_all_that_is_written_has_a_place_outside_of_the_image(file: Path) -> Non
 
 
 @each_file
-def test_signals_reach_the_server(file: Path) -> None:
+def test_signals_reach_the_program(file: Path) -> None:
     assert "STOPSIGNAL" not in {name for name, _ in steps(file)}
     entry = json.loads(last(file, "ENTRYPOINT"))
-    assert entry[:3] == ["/usr/bin/tini", "--", "/opt/ds-serve/bin/ds-serve"]
+    program = "ds-serve" if file in SERVERS else "ds-quantize"
+    assert entry[:3] == ["/usr/bin/tini", "--", f"/opt/ds-serve/bin/{program}"]
     assert re.search(r"apt-get install[^&]* tini\b", runs(file))
 
 
-@each_file
+@each_server
 def test_the_command_is_one_that_the_server_knows(file: Path) -> None:
     entry = json.loads(last(file, "ENTRYPOINT"))
     given = cli.parser().parse_args([*entry[3:], *json.loads(last(file, "CMD"))])
@@ -143,8 +164,9 @@ def test_the_command_is_one_that_the_server_knows(file: Path) -> None:
     assert last(file, "EXPOSE").split() == [str(port) for port in ports]
 
 
-@each_file
+@each_server
 def test_health_is_asked_for_by_our_own_program(file: Path) -> None:
+    assert ("COPY", "deploy/containers/health.py /opt/ds-serve/health.py") in stages(file)[-1]
     command = last(file, "HEALTHCHECK").partition("CMD ")[2]
     program = ["/opt/ds-serve/bin/python", "-I", "/opt/ds-serve/health.py"]
     assert json.loads(command) == program
@@ -174,8 +196,7 @@ def test_the_context_has_what_is_built_and_nothing_else() -> None:
     assert rules[0] == "*"
     let_in = {line[1:] for line in rules if line.startswith("!")}
     assert {path for path in let_in if not (ROOT / path).exists()} == set()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     needed = {"pyproject.toml", "README.md", "LICENSE", "requirements"}
     needed |= {package.partition("/")[0] for package in packages}
     needed |= {"deploy/containers/health.py", "deploy/containers/locks"}
@@ -191,9 +212,29 @@ def test_every_pin_of_the_images_has_a_hash_and_no_place(lock: Path) -> None:
     assert not re.search(r"://|--index|--extra-index|--find-links| @ ", text)
 
 
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "quantize", "tensorrt"])
 def test_what_is_installed_beside_the_server_overrides_nothing_of_it(name: str) -> None:
-    assert pins(CONTAINERS / "locks" / f"{name}.txt") & pins(SERVED) == set()
+    assert pins(CONTAINERS / "locks" / f"{name}.txt").keys() & pins(SERVED).keys() == set()
+
+
+@pytest.mark.parametrize("name", ["cuda", "quantize", "tensorrt", "vllm"])
+def test_the_pins_are_what_the_project_asks_for(name: str) -> None:
+    served = {} if name == "vllm" else pins(SERVED)
+    pinned = served | pins(CONTAINERS / "locks" / f"{name}.txt")
+    asked = extra(name)
+    assert asked
+    wrong = {
+        str(each): pinned.get(each.name.lower())
+        for each in asked
+        if not all(each.specifier.contains(one) for one in pinned.get(each.name.lower(), {"0"}))
+    }
+    assert wrong == {}
+
+
+def test_what_quantizes_is_what_is_tested() -> None:
+    tested = pins(ROOT / "requirements" / "dev.txt")
+    pinned = pins(CONTAINERS / "locks" / "quantize.txt")
+    assert {name: pinned[name] for name in pinned if pinned[name] != tested.get(name)} == {}
 
 
 def test_scripts_say_how_they_are_used() -> None:
@@ -205,7 +246,7 @@ def test_scripts_say_how_they_are_used() -> None:
         [CONTAINERS / "build", "vax"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "cpu|cuda|rocm|jetson" in done.stderr
+    assert "cpu|quantize|cuda|rocm|jetson" in done.stderr
 
 
 def test_the_build_passes_on_the_version(tmp_path: Path) -> None:

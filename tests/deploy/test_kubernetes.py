@@ -191,6 +191,7 @@ REFUSED = [
     ('spot.cloud="azure"', "cloud"),
     ("multiNode.enabled=true", "model"),
     ("quantize.enabled=true", "claim"),
+    ('quantize={"enabled":true,"model":"m","output":"o","claim":"c"}', "evaluation"),
     ("drain.preStopSeconds=0", "preStopSeconds"),
 ]
 TOGETHER = [
@@ -351,11 +352,45 @@ def test_a_group_can_be_scaled_too() -> None:
 def test_the_job_s_arguments_are_ds_quantize_s() -> None:
     job = one(rendered("quantize"), "Job")
     each = container(job["spec"]["template"])
-    given = quantize_cli.parser().parse_args([*each["command"][1:], *each["args"]])
+    assert each["command"][:3] == ["/usr/bin/tini", "--", "ds-quantize"]
+    given = quantize_cli.parser().parse_args([*each["command"][3:], *each["args"]])
     assert (given.command, given.recipe) == ("run", "int8")
-    assert str(given.output) == "/models/digits"
+    (served,) = (word for word in server_words(rendered("quantize")) if "repository=" in word)
+    assert str(given.output.parent) == served.partition("=")[2]
+    data = Path(given.calibration), Path(given.evaluation)
+    assert not any(each.is_relative_to(given.output.parent) for each in data), "data is no model"
     other = one(rendered("quantize", 'quantize.recipe="int4"'), "Job")
     assert other["metadata"]["name"] != job["metadata"]["name"]
+
+
+def test_the_job_s_image_is_one_that_is_made() -> None:
+    images = {file.suffix[1:] for file in (ROOT / "deploy/containers").glob("Containerfile.*")}
+    for values in SETS:
+        for template in templates(rendered(values)):
+            name = container(template)["image"]
+            assert name.removeprefix(f"ds-serve:{__version__}-") in images
+    own = one(rendered("quantize", 'quantize.image="registry.example/mine:1"'), "Job")
+    assert container(own["spec"]["template"])["image"] == "registry.example/mine:1"
+
+
+def test_a_budget_is_about_all_nodes_of_a_group() -> None:
+    selector = one(rendered("multi-node"), "PodDisruptionBudget")["spec"]["selector"]
+    (rule,) = selector["matchExpressions"]
+    components = {
+        template["metadata"]["labels"][rule["key"]]
+        for template in templates(rendered("multi-node"))
+    }
+    assert rule["operator"] == "In"
+    assert set(rule["values"]) == components
+
+
+def test_alerts_lead_to_the_page_that_is_named() -> None:
+    page = "https://docs.example/dashboards.html"
+    objects = rendered("production", f'prometheusRule.runbooks="{page}"')
+    (group,) = one(objects, "PrometheusRule")["spec"]["groups"]
+    links = [rule["annotations"]["runbook_url"] for rule in group["rules"]]
+    assert links
+    assert all(link.startswith(f"{page}#ds") for link in links)
 
 
 def test_rules_and_dashboards_come_along() -> None:

@@ -304,6 +304,8 @@ topologySpreadConstraints:
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels: {{ include "ds.servers" $ | nindent 8 }}
+    # In an update the new pods are spread by themselves: the old ones are on their way out.
+    matchLabelKeys: [pod-template-hash]
 {{- end }}
 {{- end }}
 {{- end }}
