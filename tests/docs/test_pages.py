@@ -13,6 +13,7 @@ import onnx_models
 import pytest
 from doc_blocks import DATA, ROOT, SHELLS, Page
 from doc_runner import Servers, Workplace
+from PIL import Image
 
 CHAT = "ds-serve --model smollm2-135m-instruct"
 TRITON = (
@@ -72,6 +73,13 @@ def model_files(folder: Path) -> None:
         onnx_models.mlp(folder / f"{name}.onnx", seed=seed)
 
 
+def vision_files(folder: Path) -> None:
+    """A network of 10 classes, their names, and a photograph."""
+    onnx_models.classifier(folder / "path/to/net.onnx")
+    (folder / "path/to/labels.txt").write_text("".join(f"class {n}\n" for n in range(10)))
+    Image.effect_noise((640, 480), 80).convert("RGB").save(folder / "photo.jpg")
+
+
 SETTINGS = {
     "docs/client.md": Setting(
         client_files,
@@ -93,6 +101,7 @@ SETTINGS = {
     ),
     "docs/engines.md": Setting(),
     "docs/first-chat.md": Setting(),
+    "docs/first-vision.md": Setting(vision_files),
     "docs/generate.md": Setting(serves={"curl ": CHAT}),
     "docs/install.md": Setting(),
     "docs/migrate-triton.md": Setting(repository_files),
@@ -101,6 +110,7 @@ SETTINGS = {
         model_files,
         preludes={"ds-models pull path/to/net.onnx": "export DS_SERVE_CACHE=$PWD/cache"},
     ),
+    "docs/observe.md": Setting(),
     "docs/operate.md": Setting(serves={"python ": CHAT}),
     "docs/profiling.md": Setting(),
     "docs/python-backend.md": Setting(),

@@ -78,6 +78,29 @@ def mlp(path: Path, seed: int = 0) -> Path:
     )
 
 
+def classifier(path: Path) -> Path:
+    """image FP32[batch, 3, 224, 224] to scores FP32[batch, 10]."""
+    random = np.random.default_rng(0)
+    return save(
+        path,
+        [
+            helper.make_node(
+                "Conv", ["image", "w"], ["c"], strides=[16, 16], kernel_shape=[16, 16]
+            ),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("MatMul", ["f", "v"], ["scores"]),
+        ],
+        [_value("image", FLOAT, ["batch", 3, 224, 224])],
+        [_value("scores", FLOAT, ["batch", 10])],
+        [
+            _constant("w", random.standard_normal((8, 3, 16, 16), np.float32) / 16),
+            _constant("v", random.standard_normal((8, 10), np.float32)),
+        ],
+    )
+
+
 def identities(path: Path, datatypes: Sequence[str]) -> Path:
     """For each datatype `T` an input `in_T` [batch, n_T] and an output `out_T` like it."""
     shapes = {name: ["batch", f"n_{name}"] for name in datatypes}
@@ -354,5 +377,24 @@ def told_sums(path: Path, text: bool = False) -> Path:
             _constant("thousand", np.array(1000, np.float32)),
             _constant("hundred", np.array(100, np.float32)),
             _constant("ten", np.array(10, np.float32)),
+        ],
+    )
+
+
+def logarithms(path: Path) -> Path:
+    """x FP32[n, 3] to y = 1 / (log(2x) + 4): infinite within, and 0 again, where x is 0."""
+    return save(
+        path,
+        [
+            helper.make_node("Mul", ["x", "two"], ["twice"], "double"),
+            helper.make_node("Log", ["twice"], ["l"], "block/log"),
+            helper.make_node("Add", ["l", "four"], ["shifted"], "shift"),
+            helper.make_node("Reciprocal", ["shifted"], ["y"], "turn"),
+        ],
+        [_value("x", FLOAT, ["n", 3])],
+        [_value("y", FLOAT, ["n", 3])],
+        [
+            _constant("two", np.array(2, np.float32)),
+            _constant("four", np.array(4, np.float32)),
         ],
     )
