@@ -95,6 +95,7 @@ ENGINES = {
 INSPECTORS = {
     "onnxruntime": "ds_engines.onnxruntime_numerics:inspector",
     "openvino": "ds_engines.openvino_numerics:inspector",
+    "tensorrt": "ds_engines.tensorrt_numerics:inspector",
     "torch": "ds_engines.torch_numerics:inspector",
 }
 """Engine name to `module:function` of what shows its layers (see ds_engines.numerics)."""

@@ -20,7 +20,11 @@ from ds_engines.base import (
     Tensors,
 )
 from ds_engines.errors import EngineFailure
+from ds_engines.onnx_graph import Node
 from ds_engines.spec import ModelSpec
+
+CONSTANT = ("Constant", "ConstantOfShape")
+"""Layers of ONNX files that yield what stands in the file."""
 
 _EXPONENT = 0x7F80
 """Of BF16's bits: all of them set is infinity, or NaN where the fraction is not zero."""
@@ -119,6 +123,26 @@ def counted(array: Array, *, brain: bool = False) -> Found:
     if np.isfinite(array).all():
         return Found(size=array.size)
     return Found(int(np.isnan(array).sum()), int(np.isinf(array).sum()), array.size)
+
+
+def fixed(nodes: Iterable[Node], found: Mapping[str, Found]) -> dict[str, Found]:
+    """What was found in constants that are layers of an ONNX file."""
+    names = (name for node in nodes if node.op in CONSTANT for name in node.outputs)
+    return {name: found[name] for name in names if name in found}
+
+
+def steps(nodes: Iterable[Node], found: Mapping[str, Found]) -> list[Step]:
+    """The other layers of an ONNX file, with what was found in those outputs that are shown."""
+    return [
+        Step(
+            node.name,
+            node.op,
+            node.inputs,
+            {name: found[name] for name in node.outputs if name in found},
+        )
+        for node in nodes
+        if node.op not in CONSTANT
+    ]
 
 
 def literals(values: Iterable[Any]) -> Found:

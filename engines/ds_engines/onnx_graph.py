@@ -30,7 +30,9 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "output": (2, "string", True),
         "name": (3, "string", False),
         "op_type": (4, "string", False),
+        "attribute": (5, "Attribute", True),
     },
+    "Attribute": {"name": (1, "string", False), "t": (5, "Tensor", False)},
     "Value": {"name": (1, "string", False)},
     "Entry": {"key": (1, "string", False), "value": (2, "string", False)},
     "Tensor": {
@@ -77,10 +79,21 @@ class OnnxGraph:
 
     @property
     def constants(self) -> Iterator[tuple[str, Array, bool]]:
-        """Weights of real numbers: name, flat array, and whether that has the bits of BF16."""
-        for tensor in self._model.graph.initializer:
+        """Weights of real numbers, and constants that are nodes: name, flat array, and whether that
+        has the bits of BF16.
+        """
+        for name, tensor in self._tensors():
             if tensor.data_type in _REAL:
-                yield tensor.name, self._array(tensor), tensor.data_type == BFLOAT16
+                yield name, self._array(tensor), tensor.data_type == BFLOAT16
+
+    def _tensors(self) -> Iterator[tuple[str, Any]]:
+        for tensor in self._model.graph.initializer:
+            yield tensor.name, tensor
+        for node in self._model.graph.node:
+            if node.op_type == "Constant" and node.output:
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        yield node.output[0], attribute.t
 
     def with_outputs(self, names: Iterable[str]) -> bytes:
         """The file with these tensors as outputs beside those that it has.

@@ -9,17 +9,14 @@ import onnxruntime as ort
 
 from ds_engines.base import BatchEngine, EngineOptions, Tensors
 from ds_engines.errors import EngineFailure, LoadError, ServeError
-from ds_engines.numerics import Found, Step, counted
-from ds_engines.onnx_graph import Node, OnnxGraph
+from ds_engines.numerics import Found, Step, counted, fixed, steps
+from ds_engines.onnx_graph import OnnxGraph
 from ds_engines.onnxruntime import OnnxRuntimeEngine
 from ds_engines.onnxruntime_devices import providers
 from ds_engines.onnxruntime_session import first_line, opened, settings, source
 
 _REAL = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(bfloat16)")
 _BRAIN = "tensor(bfloat16)"
-
-_CONSTANT = ("Constant", "ConstantOfShape")
-"""Layers that yield what stands in the file."""
 
 
 def inspector(engine: BatchEngine, options: EngineOptions) -> _Inspector:
@@ -73,17 +70,4 @@ class _Inspector:
             name: counted(array, brain=self._kinds[name] == _BRAIN)
             for name, array in arrays.items()
         }
-        fixed = {
-            name: found[name]
-            for node in self._nodes
-            if node.op in _CONSTANT
-            for name in node.outputs
-            if name in found
-        }
-        steps = [_step(node, found) for node in self._nodes if node.op not in _CONSTANT]
-        return self._constants | fixed | given, steps
-
-
-def _step(node: Node, found: Mapping[str, Found]) -> Step:
-    outputs = {name: found[name] for name in node.outputs if name in found}
-    return Step(node.name, node.op, node.inputs, outputs)
+        return self._constants | fixed(self._nodes, found) | given, steps(self._nodes, found)

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from ds_engines import tensorrt_library, tensorrt_store
-from ds_engines.base import DTYPE, MEMORY, EngineOptions, Tensors, refuse
+from ds_engines.base import DTYPE, MEMORY, NUMERICS, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete, joined
 from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, ServeError, Unsupported
 from ds_engines.precision import AUTO
 from ds_engines.spec import ModelSpec
-from ds_engines.tensorrt_builder import Shapes
+from ds_engines.tensorrt_builder import BuildOptions, Shapes
 from ds_engines.tensorrt_library import DATATYPES, Library
 from ds_engines.tensorrt_shapes import Port, cut, lengths, padded, ranged, rows
 from ds_engines.tensorrt_store import is_plan
@@ -46,11 +46,16 @@ RUNS = "a model in the types of its file; ds-quantize makes one that is quantize
 
 
 class TensorRTEngine:
-    """One plan on one GPU; each slot that runs it has its own memory there."""
+    """One plan on one GPU; each slot that runs it has its own memory there.
+
+    `source` is the ONNX file that it was built from, with `options`; None where the plan was given.
+    """
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         _refuse(spec, options)
-        self._options = options
+        self._said = options
+        self.source: Path | None = None
+        self.options = BuildOptions()
         self.library = tensorrt_library.require()
         wanted = "cuda" if options.device == "auto" else options.device
         self._device = devices.find(wanted)
@@ -58,7 +63,7 @@ class TensorRTEngine:
         self._log = tensorrt_library.log(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.engine = self._opened(spec)
-        inputs, outputs = _ports(spec, self.library, self.engine)
+        inputs, outputs = ports(spec, self.library, self.engine)
         slots = spec.slots if spec.slots > 1 or options.memory_efficient else SLOTS
         self.machine = Machine(
             self.library,
@@ -82,8 +87,8 @@ class TensorRTEngine:
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         names = outputs or tuple(tensor.name for tensor in self.spec.outputs)
         given = self._rows(batch)
-        padding = (given, max(given, self._fewest) if given else given)
-        fitted = self._fitted(batch, padding[1])
+        padding = (given, self._padded(given))
+        fitted = self.fitted(batch)
         slot = self._take()
         try:
             found = slot.run(fitted, names)
@@ -103,8 +108,14 @@ class TensorRTEngine:
         joint = (port for port in self.machine.inputs if port.joint)
         return next((len(batch[port.name]) for port in joint), 0)
 
-    def _fitted(self, batch: Tensors, fewest: int) -> Tensors:
-        """The batch, of `fewest` rows or more. Raises InvalidRequest where it is too large."""
+    def _padded(self, rows: int) -> int:
+        return max(rows, self._fewest) if rows else 0
+
+    def fitted(self, batch: Tensors) -> Tensors:
+        """The batch with as many rows as the plan takes at least. Raises InvalidRequest where it is
+        too large.
+        """
+        fewest = self._padded(self._rows(batch))
         fitted = {}
         for port in self.machine.inputs:
             array = batch[port.name]
@@ -154,9 +165,10 @@ class TensorRTEngine:
         return self._built(spec, source)
 
     def _built(self, spec: ModelSpec, source: Path) -> Any:
-        options = tensorrt_store.granted(tensorrt_store.options_of(spec), self._options)
+        options = tensorrt_store.granted(tensorrt_store.options_of(spec), self._said)
         source, options = tensorrt_store.prepared(self.library, source, options)
         watch = tensorrt_store.steps(f"model {spec.name}")
+        self.source, self.options = source, options
         plan = tensorrt_store.built(self.library, source, options, self._device.kind, watch)
         engine = self._read(spec, plan)
         if engine is None:
@@ -170,6 +182,18 @@ class TensorRTEngine:
         ledger.need("weights", plan.stat().st_size)
         ledger.check()
         return self._runtime.deserialize_cuda_engine(plan.read_bytes())
+
+    def opened(self, plan: bytes) -> Any:
+        """Another plan on the same device. Raises LoadError."""
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise LoadError(f"{self.library} cannot run what it built: {self._log.last}")
+        return engine
+
+    def keep(self, slot: Slot) -> Slot:
+        """One that is not for batches, to be freed with the others."""
+        self._slots.append(slot)
+        return slot
 
     def _refit(self, source: Path, engine: Any) -> None:
         """Give a stripped plan its weights."""
@@ -204,7 +228,7 @@ class _Trial:
 def _refuse(spec: ModelSpec, options: EngineOptions) -> None:
     if options.device == "cpu":
         raise Unsupported("--device cpu: the TensorRT engine runs on NVIDIA GPUs")
-    refuse(options, "TensorRT", RUNS, DTYPE, MEMORY)
+    refuse(options, "TensorRT", RUNS, DTYPE, MEMORY, NUMERICS)
     if options.dtype != AUTO and is_plan(spec.artifact):
         raise Unsupported(
             f"--dtype {options.dtype}: {spec.artifact} is a plan, whose numbers are those that it "
@@ -212,7 +236,7 @@ def _refuse(spec: ModelSpec, options: EngineOptions) -> None:
         )
 
 
-def _ports(
+def ports(
     spec: ModelSpec, library: Library, engine: Any
 ) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """What goes in and comes out. Raises LoadError for what cannot be served."""

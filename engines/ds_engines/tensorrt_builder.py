@@ -8,9 +8,7 @@ where they are quicker if they are asked for.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from ds_engines.errors import LoadError
 from ds_engines.precision import BF16, FP16, FP32
 from ds_engines.tensorrt_layers import PlanLayer, told
 from ds_engines.tensorrt_library import DATATYPES, Library, log
+from ds_engines.tensorrt_timings import Timings
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, Shape, Shape]
@@ -27,6 +26,8 @@ Shapes = tuple[Shape, Shape, Shape]
 
 Watch = Callable[[str], None]
 """Called with the name of what TensorRT does, at each step of it; from TensorRT's threads."""
+
+_REAL = ("FLOAT", "HALF", "BF16")
 
 _LISTS = ("Layers:", "Engine Layer Information:")
 
@@ -78,17 +79,20 @@ def build(
     *,
     watch: Watch | None = None,
     timing_cache: Path | None = None,
+    shown: Collection[str] = (),
 ) -> Built:
     """Build the ONNX file `source`, which takes seconds to minutes.
 
-    `timing_cache` is a file in which what was measured is kept for the next time. Raises LoadError
-    that names the layer which TensorRT does not take, or the option that does not fit.
+    `timing_cache` is a file in which what was measured is kept for the next time. `shown` are
+    tensors within the network that become outputs, as far as they hold real numbers. Raises
+    LoadError that names the layer which TensorRT does not take, or the option that does not fit.
     """
     builder = _Builder(library, source, options)
+    builder.show(shown)
     builder.watch(watch)
     if timing_cache is None or not library.timed:
         return builder.build()
-    with _Timings(builder.config, timing_cache):
+    with Timings(builder.config, timing_cache):
         return builder.build()
 
 
@@ -113,6 +117,16 @@ class _Builder:
         monitor = _monitor(self.library, watch) if watch is not None else None
         if monitor is not None:
             self.config.progress_monitor = monitor
+
+    def show(self, names: Collection[str]) -> None:
+        """Make outputs of these tensors, where they are there and no shapes."""
+        there = {tensor.name for tensor in self._outputs()}
+        for layer in [self._network.get_layer(at) for at in range(self._network.num_layers)]:
+            for tensor in (layer.get_output(at) for at in range(layer.num_outputs)):
+                real = tensor.dtype.name in _REAL and not getattr(tensor, "is_shape_tensor", False)
+                if real and tensor.name in names and tensor.name not in there:
+                    there.add(tensor.name)
+                    self._network.mark_output(tensor)
 
     def build(self) -> Built:
         plan = self._builder.build_serialized_network(self._network, self.config)
@@ -273,32 +287,6 @@ def _layer(problem: Any) -> str:
     if hasattr(problem, "node_name"):
         return f"layer {problem.node_name()!r} ({problem.node_operator()})"
     return f"node {problem.node()} of the graph"
-
-
-class _Timings:
-    """A timing cache that is read before a build and written after it."""
-
-    def __init__(self, config: Any, path: Path) -> None:
-        self._config, self._path = config, path
-
-    def __enter__(self) -> None:
-        known = self._path.read_bytes() if self._path.is_file() else b""
-        cache = self._config.create_timing_cache(known) or self._config.create_timing_cache(b"")
-        if cache is not None:
-            self._config.set_timing_cache(cache, False)
-
-    def __exit__(self, *error: object) -> None:
-        cache = self._config.get_timing_cache()
-        if error[0] is None and cache is not None:
-            keep(self._path, bytes(cache.serialize()))
-
-
-def keep(path: Path, data: bytes) -> None:
-    """Write a file so that others see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)  # noqa: PTH105 - a name, not a path
 
 
 def _monitor(library: Library, watch: Watch) -> Any:

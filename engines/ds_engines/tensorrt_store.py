@@ -18,10 +18,11 @@ from ds_engines.errors import LoadError
 from ds_engines.onnx_halves import halved
 from ds_engines.precision import AUTO, FP16
 from ds_engines.spec import ModelSpec
-from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build, keep
+from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build
 from ds_engines.tensorrt_layers import PlanLayer
 from ds_engines.tensorrt_library import Library
 from ds_engines.tensorrt_shapes import parsed
+from ds_engines.tensorrt_timings import keep
 
 MAGIC = (b"ptrt", b"vtrt")
 """How plans begin: those of TensorRT, and those that more than one release runs."""

@@ -26,25 +26,6 @@ ENGINES = ("onnxruntime", "openvino")
 MASK = np.where(np.tri(3, dtype=bool), 0, -np.inf).astype(np.float32)
 
 
-def logarithms(path: Path) -> Path:
-    """x FP32[n, 3] to y = 1 / (log(2x) + 4): infinite within, and 0 again, where x is 0."""
-    return onnx_models.save(
-        path,
-        [
-            helper.make_node("Mul", ["x", "two"], ["twice"], "double"),
-            helper.make_node("Log", ["twice"], ["l"], "block/log"),
-            helper.make_node("Add", ["l", "four"], ["shifted"], "shift"),
-            helper.make_node("Reciprocal", ["shifted"], ["y"], "turn"),
-        ],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
-        [
-            numpy_helper.from_array(np.array(2, np.float32), "two"),
-            numpy_helper.from_array(np.array(4, np.float32), "four"),
-        ],
-    )
-
-
 def masked(path: Path) -> Path:
     """x FP32[n, 3, 3] to y: its softmax under a mask of minus infinity, times `x` once more."""
     return onnx_models.save(
@@ -72,7 +53,7 @@ def watched(make: Make, engine: str, folder: Path) -> BatchEngine:
 def test_the_first_layer_is_named_with_its_operator_output_and_count(
     tmp_path: Path, engine: str
 ) -> None:
-    model = watched(logarithms, engine, tmp_path)
+    model = watched(onnx_models.logarithms, engine, tmp_path)
     assert model.spec.batch.max_batch_size == 8
     x = np.array([[1, 2, 3]], np.float32)
     np.testing.assert_allclose(model.run({"x": x})["y"], 1 / (np.log(2 * x) + 4), rtol=1e-5)
@@ -98,7 +79,7 @@ def test_a_mask_of_infinity_is_no_fault_and_what_it_makes_of_a_row_is(
 
 
 def test_what_a_client_sends_is_not_the_models_fault(tmp_path: Path) -> None:
-    model = watched(logarithms, "onnxruntime", tmp_path)
+    model = watched(onnx_models.logarithms, "onnxruntime", tmp_path)
     answer = model.run({"x": np.full((1, 3), np.nan, np.float32)})["y"]
     assert np.isnan(answer).all()
 
@@ -133,7 +114,7 @@ def test_engines_that_show_no_layers_refuse() -> None:
 
 
 def test_a_warm_up_that_yields_infinity_keeps_the_model_back(tmp_path: Path) -> None:
-    model = watched(logarithms, "onnxruntime", tmp_path)
+    model = watched(onnx_models.logarithms, "onnxruntime", tmp_path)
     zeros = WarmUp("zeros", 1, 1, (WarmUpInput("x", "FP32", (3,)),))
     model.spec = msgspec.structs.replace(model.spec, warm_ups=(zeros,))
     with pytest.raises(LoadError, match=r"warm-up 'zeros' failed: .*'block/log' \(Log\)"):
@@ -141,7 +122,7 @@ def test_a_warm_up_that_yields_infinity_keeps_the_model_back(tmp_path: Path) -> 
 
 
 def test_through_the_server_the_bad_request_alone_fails(tmp_path: Path) -> None:
-    path = logarithms(tmp_path / "net.onnx")
+    path = onnx_models.logarithms(tmp_path / "net.onnx")
     with (
         Server("--model", path, "--debug-numerics") as server,
         tritonclient.http.InferenceServerClient(server.http_address) as client,
