@@ -23,10 +23,11 @@ STOP_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where it listens, as host:port."""
+    """Where it listens, as host:port, and its process."""
 
     http: str
     grpc: str
+    pid: int = 0
 
     def counted(self, model: str) -> tuple[int, int]:
         """Requests that succeeded and that failed since the start. Raises BenchmarkError."""
@@ -48,8 +49,15 @@ def running(
 
     Raises BenchmarkError where it does not become ready, with what it printed.
     """
+    with started(["--model", model, *arguments], log_file) as server:
+        yield server
+
+
+@contextmanager
+def started(arguments: Sequence[str], log_file: Path | None = None) -> Iterator[Server]:
+    """The same with all that the command line says."""
     http_port, grpc_port = free_ports(2)
-    command = [sys.executable, "-m", "ds_serve.cli", "--model", model, *arguments]
+    command = [sys.executable, "-m", "ds_serve.cli", *arguments]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     with log_file.open("w+") if log_file else tempfile.TemporaryFile("w+") as log:
         try:
@@ -58,7 +66,7 @@ def running(
             raise BenchmarkError(f"{sys.executable} cannot be started: {error.strerror}") from None
         try:
             _wait(process, http_port, log)
-            yield Server(f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}")
+            yield Server(f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", process.pid)
         finally:
             _stop(process)
 

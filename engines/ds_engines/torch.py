@@ -12,6 +12,7 @@ import torch
 from ds_engines import sparing
 from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
 from ds_engines.batch_axes import complete
+from ds_engines.cuda.foreign import DeviceArray
 from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.precision import TOLERANCE
 from ds_engines.spec import ModelSpec
@@ -82,7 +83,7 @@ class TorchEngine:
     def tensors(self, batch: Tensors) -> dict[str, torch.Tensor]:
         """Those of the inputs, on the host and with the types that the program takes."""
         return {
-            tensor.name: _tensor(batch[tensor.name], tensor.datatype)
+            tensor.name: _tensor(batch[tensor.name], tensor.datatype, self.device)
             for tensor in self.program.spec.inputs
         }
 
@@ -111,8 +112,11 @@ def _loaded(spec: ModelSpec, device: torch.device, options: EngineOptions) -> Pr
     return Exported(spec, device, options.dtype)
 
 
-def _tensor(array: Array, datatype: str) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+def _tensor(array: Array | DeviceArray, datatype: str, device: torch.device) -> torch.Tensor:
+    if isinstance(array, DeviceArray) and device.type == "cuda":
+        tensor = torch.as_tensor(array, device=f"cuda:{array.number}").to(device)
+    else:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.view(torch.bfloat16) if datatype == "BF16" else tensor
 
 

@@ -105,7 +105,10 @@ class _Lane:
         self._recorded: dict[Any, _Recorded] = {}
 
     def run(self, call: Call, tensors: Named) -> list[torch.Tensor]:
-        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        pinned = {
+            name: tensor if tensor.is_cuda else tensor.pin_memory()
+            for name, tensor in tensors.items()
+        }
         with torch.cuda.stream(self._stream):
             answers = self._fetched(self._computed(call, _shapes(tensors), pinned))
         self._stream.synchronize()

@@ -5,6 +5,9 @@
     python -m loadtests.gpu run engine server --models MODELS --out OUT
     python -m loadtests.gpu run engine --kinds int8 --models MODELS --out OUT
     python -m loadtests.gpu frameworks --models MODELS --out OUT   ONNX Runtime and PyTorch
+    python -m loadtests.gpu all --models MODELS --out OUT          scaling over GPUs, sentences,
+                                                                   reloads, faults, shared memory
+    python -m loadtests.gpu weights MODELS                         MiniLM's, to carry along
     python3 -m loadtests.gpu.pytorch OUT                           by a Python that has torch
     python -m loadtests.gpu write OUT                              the results as tables
 
@@ -24,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loadtests.gpu import engine, models, results, serving
+from loadtests.gpu import engine, minilm, models, parts, results, serving
 
 LEAST_SECONDS = 60.0
 PARTS = ("engine", "server")
@@ -50,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(given)
         case "frameworks":
             return frameworks(given)
+        case "weights":
+            print(minilm.pack(given.folder))
+        case "all":
+            return parts.run_all(given)
+        case "part":
+            return parts.run_part(given)
     return 0
 
 
@@ -139,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check")
     commands.add_parser("make").add_argument("folder", type=Path)
+    commands.add_parser("weights").add_argument("folder", type=Path)
     commands.add_parser("write").add_argument("folder", type=Path)
     command = commands.add_parser("run")
     command.add_argument("parts", nargs="+", choices=PARTS)
@@ -149,7 +159,25 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     both.add_argument("--kinds", dest="wanted", nargs="+", default=models.KINDS)
     _measuring(both)
+    every = commands.add_parser("all")
+    every.add_argument("--parts", nargs="+", default=list(parts.LIMITS), choices=parts.LIMITS)
+    every.add_argument("--minutes", type=float, default=9.5)
+    one = commands.add_parser("part")
+    one.add_argument("part", choices=parts.LIMITS)
+    one.add_argument("--number", type=int, default=0, help="the GPU")
+    one.add_argument("--limit", type=float, default=300.0, help="seconds")
+    for command in (every, one):
+        _proving(command)
     return parser
+
+
+def _proving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--models", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    command.add_argument("--gpus", type=int, default=2, help="how many there are")
+    command.add_argument("--cycles", type=int, default=50, help="loads and unloads")
+    command.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
 
 
 def _measuring(command: argparse.ArgumentParser) -> None:

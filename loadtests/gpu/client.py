@@ -11,35 +11,30 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-
 from ds_client import Client
 from loadtests.gpu import models
 
 
 def main() -> None:
     address, folder, engine, model, size, at_once, seconds = sys.argv[1:]
-    name, pictures = models.pictures(Path(folder), engine)
-    batch = np.ascontiguousarray(np.resize(pictures, (int(size), *pictures.shape[1:])))
+    batch = models.batch(Path(folder), engine, model, int(size))
     with Client(address, shared_memory=True, timeout=60) as client:
         for _ in range(3):
-            client.infer(model, {name: batch})
+            client.infer(model, batch)
         print("ready", flush=True)
         sys.stdin.readline()
-        print(json.dumps({"images_s": _rate(client, model, name, batch, int(at_once), seconds)}))
+        print(json.dumps({"images_s": _rate(client, model, batch, int(at_once), seconds)}))
 
 
-def _rate(
-    client: Client, model: str, name: str, batch: models.Pictures, at_once: int, seconds: str
-) -> float:
+def _rate(client: Client, model: str, batch: models.Batch, at_once: int, seconds: str) -> float:
     """Images a second by `at_once` threads, each of which asks again once it has its answer."""
-    counts = [0] * at_once
+    counts, rows = [0] * at_once, len(next(iter(batch.values())))
     until = time.perf_counter() + float(seconds)
 
     def work(index: int) -> None:
         while time.perf_counter() < until:
-            client.infer(model, {name: batch})
-            counts[index] += len(batch)
+            client.infer(model, batch)
+            counts[index] += rows
 
     began = time.perf_counter()
     threads = [threading.Thread(target=work, args=(at,)) for at in range(at_once)]

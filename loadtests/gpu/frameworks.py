@@ -57,15 +57,14 @@ class PyTorch:
 
     def __call__(self, batch: Tensors) -> Any:
         torch = self._torch
-        (array,) = batch.values()
-        given = torch.from_numpy(array)
+        given = [torch.from_numpy(array) for array in batch.values()]
         half = torch.autocast("cuda" if self._gpu else "cpu", torch.float16, enabled=self._half)
         with torch.inference_mode(), half:
             if not self._gpu:
-                return self._module(given).float().numpy()
+                return self._module(*given).float().numpy()
             with torch.cuda.stream(self._stream()):
-                there = given.pin_memory().to("cuda", non_blocking=True)
-                return self._module(there).float().cpu().numpy()
+                there = [each.pin_memory().to("cuda", non_blocking=True) for each in given]
+                return self._module(*there).float().cpu().numpy()
 
     def _stream(self) -> Any:
         if not hasattr(self._mine, "stream"):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loadtests.gpu import minilm
+
 KINDS = ("tf32", "fp16", "int8")
 """FP32 is TF32 on a GPU that has it."""
 
@@ -22,6 +24,7 @@ LARGEST = 128
 TORCH, INPUT = "torch", "picture"
 
 Pictures = npt.NDArray[np.float32]
+Batch = dict[str, npt.NDArray[Any]]
 
 
 def path_of(folder: Path, kind: str, engine: str = "") -> Path:
@@ -40,6 +43,15 @@ def dtype_of(kind: str, engine: str) -> str:
 
 def make(folder: Path) -> None:
     """Write the three files, and pictures with their answers by ONNX Runtime on the CPU."""
+    make_plain(folder)
+    name, found = pictures(folder)
+    _quantize(folder, name, _made_pictures()[0])
+    answers = {kind: _answers(path_of(folder, kind), name, found) for kind in KINDS}
+    np.savez(folder / "answers.npz", **answers)
+
+
+def make_plain(folder: Path) -> None:
+    """The files that need no calibration, and the pictures."""
     import onnx
 
     from loadtests.quantize import resnet50
@@ -48,15 +60,18 @@ def make(folder: Path) -> None:
     whole = resnet50.build()
     onnx.save(whole, folder / "as-built.onnx")
     _fold(folder)
-    name = whole.graph.input[0].name
+    name = np.array(whole.graph.input[0].name)
+    np.savez(folder / "pictures.npz", pictures=_made_pictures()[1], name=name)
+    _halve(folder)
+
+
+def _made_pictures() -> tuple[Pictures, Pictures]:
+    """To calibrate with, and to ask for."""
+    from loadtests.quantize import resnet50
+
     random = np.random.default_rng(0)
     calibration = resnet50.pictures(random, CALIBRATION)
-    pictures = resnet50.pictures(random, PICTURES)
-    _halve(folder)
-    _quantize(folder, name, calibration)
-    answers = {kind: _answers(path_of(folder, kind), name, pictures) for kind in KINDS}
-    np.savez(folder / "answers.npz", **answers)
-    np.savez(folder / "pictures.npz", pictures=pictures, name=np.array(name))
+    return calibration, resnet50.pictures(random, PICTURES)
 
 
 def make_program(folder: Path) -> None:
@@ -100,6 +115,14 @@ def pictures(folder: Path, engine: str = "") -> tuple[str, Pictures]:
     """The input's name, and float32 [PICTURES, 3, 224, 224]."""
     with np.load(folder / "pictures.npz") as found:
         return INPUT if engine == TORCH else str(found["name"]), found["pictures"]
+
+
+def batch(folder: Path, engine: str, model: str, size: int) -> Batch:
+    """So many rows for a model by its name, which begins with `minilm` where it takes sentences."""
+    if model.startswith("minilm"):
+        return dict(minilm.batch(folder, size))
+    name, found = pictures(folder, engine)
+    return {name: np.ascontiguousarray(np.resize(found, (size, *found.shape[1:])))}
 
 
 def answers(folder: Path, kind: str, engine: str = "") -> Pictures:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from loadtests.gpu import proofs
+
 Found = dict[str, Any]
 
 
@@ -15,8 +17,11 @@ def table(folder: Path) -> str:
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     engines = {name.partition("-")[2]: of for name, of in parts.items() if name[:7] == "engine-"}
     servers = {name.partition("-")[2]: of for name, of in parts.items() if name[:7] == "server-"}
-    lines = _rates(engines, servers, parts.get("pytorch", {}))
-    lines += ["", *_answers(engines), "", *_singles(servers)]
+    lines: list[str] = []
+    if engines or servers or "pytorch" in parts:
+        lines = _rates(engines, servers, parts.get("pytorch", {}))
+        lines += ["", *_answers(engines), "", *_singles(servers), ""]
+    lines += proofs.lines(parts)
     return "\n".join(lines) + "\n"
 
 

@@ -29,13 +29,13 @@ def measured(
     found: dict[str, Any] = {}
     with server.running(f"{kind}={home}", arguments, logs / f"{kind}.log") as there:
         found["batches"] = {
-            size: _asked(there.grpc, folder, model, size, given["clients"], 1, seconds)
+            size: asked(there.grpc, folder, model, size, given["clients"], 1, seconds)
             for size in sizes
         }
         singles, each = given["singles"], given["clients"]
         found["singles"] = {
             "clients": singles,
-            "images_s": _asked(there.grpc, folder, model, 1, each, singles // each, seconds),
+            "images_s": asked(there.grpc, folder, model, 1, each, singles // each, seconds),
         }
         found["requests"] = there.counted(kind)
     return found
@@ -58,7 +58,7 @@ def _repository(folder: Path, kind: str, most: int, given: dict[str, Any]) -> Pa
     return version.parent
 
 
-def _asked(
+def asked(
     address: str,
     folder: Path,
     model: tuple[str, str],

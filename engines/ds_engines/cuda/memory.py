@@ -9,9 +9,11 @@ from cuda.bindings import runtime
 
 from ds_engines.base import Array
 from ds_engines.cuda.calls import call
+from ds_engines.cuda.foreign import DeviceArray
 from ds_engines.cuda.stream import Stream
 
 UP = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+ANY = runtime.cudaMemcpyKind.cudaMemcpyDefault
 DOWN = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
 PIECE = 4 << 20
@@ -52,11 +54,14 @@ class Buffer:
             raise
         self.device = self._own.address
 
-    def put(self, array: Array, stream: Stream) -> None:
+    def put(self, array: Array | DeviceArray, stream: Stream) -> None:
         """Copy an array to the device. Large ones go in pieces: each is on its way while the next
         is copied into pinned memory.
         """
         if not array.size:
+            return
+        if isinstance(array, DeviceArray):
+            self._copy(self.device, array.address, array.nbytes, ANY, stream)
             return
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, source.nbytes, PIECE):

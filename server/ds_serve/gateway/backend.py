@@ -128,6 +128,8 @@ class TensorBackend:
         places = self._shared.place(key, request)
         infer = Infer(key, rows, request.arrived, request.deadline, request.inputs, request.outputs)
         infer.places = places
+        if request.targets:
+            infer.targets = request.targets
         if request.schedule is not None:
             infer.schedule = request.schedule
         if request.partition:

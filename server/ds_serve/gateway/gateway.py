@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_engines.errors import Lost, NotFound, ServeError, Unavailable
+from ds_engines.errors import Lost, NotFound, ServeError, Unavailable, Unsupported
 from ds_engines.spec import ModelSpec
 from ds_serve.edge.escalation import EscalatingBackend
 from ds_serve.edge.upstream import UpstreamBackend
@@ -28,7 +28,7 @@ from ds_serve.security.guard import ANYBODY, Caller
 from ds_serve.security.text_ledger import TextLedger
 from ds_serve.tracing import Tracer, TraceSettings
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import ModelState, Registry, Statistics, Tuning
+from ds_serve.transport.messages import InCuda, ModelState, Registry, Statistics, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,20 @@ class Gateway:
         """Raises NotFound, Unavailable."""
         return self._find(name, version).backend
 
+    def _asked(self, request: InferRequest) -> Backend:
+        """The request's model. Raises Unsupported where it cannot take tensors that are on a GPU,
+        as well as what `backend` raises.
+        """
+        backend = self.backend(request.model, request.version)
+        if self.regions.has_cuda and type(backend) not in (TensorBackend, ReplicatedBackend):
+            inputs = (one.data for one in request.inputs if isinstance(one.data, memoryview))
+            if request.targets or any(isinstance(self.regions.source(d), InCuda) for d in inputs):
+                raise Unsupported(
+                    f"model {request.model!r} takes no CUDA shared memory: it is no model of one "
+                    "tensor engine; system shared memory works in its place"
+                )
+        return backend
+
     def _find(self, name: str, version: str) -> Served:
         served = self._served.get((name, version)) if version else self._newest.get(name)
         if served is None:
@@ -241,7 +255,7 @@ class Gateway:
 
     def begin(self, request: InferRequest, done: Done) -> Abandon:
         """As `infer`, without a task. Raises what is wrong at once; `done` is told the rest."""
-        return self.backend(request.model, request.version).begin(request, done)
+        return self._asked(request).begin(request, done)
 
     def room(self, name: str, size: int, before: int) -> Block | None:
         """Memory for a body that goes to that model, where its worker can read it."""
@@ -250,11 +264,11 @@ class Gateway:
 
     async def infer(self, request: InferRequest) -> InferReply:
         """The one answer. Raises the errors of ds_engines.errors."""
-        return await self.backend(request.model, request.version).infer(request)
+        return await self._asked(request).infer(request)
 
     def submit(self, request: InferRequest) -> AsyncIterator[InferReply]:
         """The answers as they come; several where the model is decoupled."""
-        return self.backend(request.model, request.version).submit(request)
+        return self._asked(request).submit(request)
 
     async def statistics(self, name: str, version: str = "") -> Statistics:
         return await self.backend(name, version).statistics()

@@ -20,18 +20,22 @@ import msgspec
 
 from ds_engines.errors import InvalidRequest, NotFound
 from ds_serve.transport.arena import SHARED_MEMORY, address
-from ds_serve.transport.messages import Tensor
+from ds_serve.transport.messages import InCuda, Tensor
 
 _KEY = re.compile(r"/?[^/\0]+")
 
 
 class Region(msgspec.Struct, frozen=True):
-    """`byte_size` bytes from `offset` of the memory object that `shm_open(key)` opens."""
+    """`byte_size` bytes from `offset` of the memory object that `shm_open(key)` opens; or, where
+    there is a `handle`, of what CUDA opens by it on the GPU `device`.
+    """
 
     name: str
     key: str
     offset: int
     byte_size: int
+    handle: bytes = b""
+    device: int = 0
 
 
 class Place(NamedTuple):
@@ -91,6 +95,8 @@ class Regions:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mapped: dict[str, _Mapped] = {}
+        self.has_cuda = False
+        """Whether a region on a GPU has been used."""
 
     def register(self, region: Region) -> None:
         """Raises InvalidRequest where the memory is not there, or the name is taken."""
@@ -109,27 +115,45 @@ class Regions:
                     f"shared memory region {region.name!r} is registered already"
                 ) from None
 
-    def unregister(self, name: str) -> None:
-        """Forget one region, known or not; all where `name` is empty."""
-        files = [self._file(name)] if name else [self._file(each) for each in self.status("")]
+    def unregister(self, name: str, *, cuda: bool = False) -> None:
+        """Forget one region, known or not; all of that kind where `name` is empty."""
+        known = self.status("", cuda=cuda)
+        names = [each for each in (known if not name else [name]) if each in known]
+        files = [self._file(each) for each in names]
         for file in files:
             file.unlink(missing_ok=True)
         self._forget_gone()
 
-    def status(self, name: str) -> dict[str, Region]:
-        """The region of that name, or all. Raises NotFound."""
+    def status(self, name: str, *, cuda: bool = False) -> dict[str, Region]:
+        """The region of that name and kind, or all of the kind. Raises NotFound."""
         if name:
-            try:
-                return {name: _decoded(self._file(name).read_bytes())}
-            except FileNotFoundError:
-                raise _unknown(name) from None
+            region = self._read(name)
+            if bool(region.handle) is not cuda:
+                raise _unknown(name)
+            return {name: region}
         regions = []
         for file in sorted(self._folder.glob("[!.]*")):
             try:
                 regions.append(_decoded(file.read_bytes()))
             except FileNotFoundError:
                 continue
-        return {region.name: region for region in regions}
+        return {region.name: region for region in regions if bool(region.handle) is cuda}
+
+    def _read(self, name: str) -> Region:
+        try:
+            return _decoded(self._file(name).read_bytes())
+        except FileNotFoundError:
+            raise _unknown(name) from None
+
+    def targets(self, places: Mapping[str, Place]) -> list[tuple[str, InCuda]]:
+        """Where on GPUs outputs are to be put. Raises InvalidRequest."""
+        found = []
+        for name, place in places.items():
+            if self._find(place.region).region.handle:
+                where = self.source(self.view(place))
+                assert isinstance(where, InCuda), "it has a handle"
+                found.append((name, where))
+        return found
 
     def view(self, place: Place) -> memoryview:
         """The bytes there, to be read or written. Raises InvalidRequest."""
@@ -140,7 +164,8 @@ class Regions:
                 f"{place.size} bytes at {place.offset} pass the end of shared memory region "
                 f"{region.name!r}, which has {region.byte_size} bytes"
             )
-        _check_length(region, mapped.fd)
+        if not region.handle:
+            _check_length(region, mapped.fd)
         start = region.offset + place.offset
         return mapped.view[start : start + place.size]
 
@@ -155,13 +180,19 @@ class Regions:
                     f"output {tensor.name!r} has {len(data)} bytes; its "
                     f"shared_memory_byte_size is {place.size}"
                 )
-            self.view(place)[: len(data)] = data
+            view = self.view(place)
+            if not view.readonly:  # else the worker has put it on the GPU
+                view[: len(data)] = data
 
-    def source(self, data: memoryview) -> Source | None:
+    def source(self, data: memoryview) -> Source | InCuda | None:
         """Where a worker finds `data`; None where it lies in no region."""
         for mapped in self._mapped.values():
             if data.obj is mapped.memory:
                 offset = address(data) - mapped.base
+                region = mapped.region
+                if region.handle:
+                    size, mark = len(data), mapped.version
+                    return InCuda(region.handle, region.device, offset, size, mark)
                 return Source(mapped.region.key, mapped.inode, offset)
         return None
 
@@ -176,7 +207,8 @@ class Regions:
             raise _unknown(name, InvalidRequest) from None
         if known is not None and known.version == version:
             return known
-        region = self.status(name)[name]
+        region = self._read(name)
+        self.has_cuda |= bool(region.handle)
         if known is not None:
             _unmap(self._mapped.pop(name))
         self._forget_gone()
@@ -199,6 +231,8 @@ def _map(region: Region, version: int) -> _Mapped:
             f"shared memory region {region.name!r}: it needs a name and a size above 0, "
             f"not {region.byte_size} bytes at {region.offset}"
         )
+    if region.handle:
+        return _stand_in(region, version)
     if not _KEY.fullmatch(region.key) or region.key.strip("/") in (".", ".."):
         raise InvalidRequest(
             f"shared memory region {region.name!r}: key {region.key!r} is no name of a memory "
@@ -221,9 +255,20 @@ def _map(region: Region, version: int) -> _Mapped:
     return _Mapped(region, version, fd, os.fstat(fd).st_ino, memory, view, address(view))
 
 
+def _stand_in(region: Region, version: int) -> _Mapped:
+    """As many addresses, with no memory behind them, for what only workers can see: views of them
+    have the right size, and tell where it is.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, region.byte_size, flags=flags, prot=mmap.PROT_READ)
+    view = memoryview(memory)
+    return _Mapped(region, version, -1, 0, memory, view, address(view))
+
+
 def _unmap(mapped: _Mapped) -> None:
     """The mapping itself goes with the last request that looks at it."""
-    os.close(mapped.fd)
+    if mapped.fd >= 0:
+        os.close(mapped.fd)
 
 
 def _check_length(region: Region, fd: int) -> None:

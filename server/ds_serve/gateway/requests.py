@@ -15,7 +15,7 @@ from ds_engines.errors import InvalidRequest, ServeError
 from ds_engines.spec import ModelSpec, TensorSpec
 from ds_serve.tracing import Trace
 from ds_serve.transport.arena import Block
-from ds_serve.transport.messages import Schedule, Tensor
+from ds_serve.transport.messages import InCuda, Schedule, Tensor
 
 Outcome = TypeVar("Outcome")
 
@@ -29,6 +29,7 @@ class InferRequest(msgspec.Struct, gc=False):
     `arrived` and `deadline` are in seconds of the monotonic clock. `block` holds the inputs' bytes
     where they were received into memory that the worker reads. `schedule` is None where the client
     says nothing about it; requests of different `partition` share no cached answers and sequences.
+    `targets`: outputs that are to be put on a GPU.
     `rank` is the class of the caller's key, in which lower is earlier; text models know it.
     """
 
@@ -45,6 +46,7 @@ class InferRequest(msgspec.Struct, gc=False):
     schedule: Schedule | None = None
     partition: str = ""
     rank: int = 0
+    targets: list[tuple[str, InCuda]] = []
 
 
 class InferReply(msgspec.Struct, gc=False):

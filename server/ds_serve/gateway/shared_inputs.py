@@ -8,7 +8,7 @@ import os
 from ds_serve.gateway.regions import Regions
 from ds_serve.gateway.requests import InferRequest
 from ds_serve.transport.arena import LARGE, Arena, Block
-from ds_serve.transport.messages import Attach, InArena, InRegion
+from ds_serve.transport.messages import Attach, InArena, InCuda, InRegion, Where
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,15 @@ class SharedInputs:
         """Whether the block is of this worker's arena."""
         return self._arena is not None and self._arena.offset(block.view) is not None
 
-    def place(self, key: int, request: InferRequest) -> list[InArena | InRegion]:
+    def place(self, key: int, request: InferRequest) -> list[Where]:
         """Where each large input lies; from now on it refers to its place by number."""
         blocks = [] if request.block is None else [request.block]
-        places: list[InArena | InRegion] = []
+        places: list[Where] = []
         for tensor in request.inputs:
             data = tensor.data
-            if isinstance(data, int) or len(data) < LARGE:
+            if isinstance(data, int):
+                continue
+            if len(data) < LARGE and not self._regions.has_cuda:
                 continue
             place = self._place(data, blocks)
             if place is not None:
@@ -68,9 +70,14 @@ class SharedInputs:
             self._blocks[key] = blocks
         return places
 
-    def _place(self, data: memoryview, blocks: list[Block]) -> InArena | InRegion | None:
+    def _place(self, data: memoryview, blocks: list[Block]) -> Where | None:
         """None where it must be sent. A block that is taken for it is added to `blocks`."""
-        if (found := self._regions.source(data)) is not None:
+        found = self._regions.source(data)
+        if isinstance(found, InCuda):
+            return found
+        if len(data) < LARGE:
+            return None
+        if found is not None:
             return InRegion(found.key, found.inode, found.offset, len(data))
         if self._arena is None:
             return None

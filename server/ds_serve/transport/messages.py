@@ -46,6 +46,21 @@ class InRegion(msgspec.Struct, array_like=True, gc=False, tag=1):
     size: int
 
 
+class InCuda(msgspec.Struct, array_like=True, gc=False, tag=2):
+    """Bytes in a client's memory on the GPU `device`, which CUDA opens by `handle`. `mark` tells
+    one registration from the next.
+    """
+
+    handle: bytes
+    device: int
+    offset: int
+    size: int
+    mark: int
+
+
+Where = InArena | InRegion | InCuda
+
+
 class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """What a client says about when its request runs, and after which others.
 
@@ -70,7 +85,8 @@ class About(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     """Gateway to worker: run this. The gateway has checked it against the model's spec.
 
-    `partition`: requests of different ones share no cached answers and no sequences.
+    `partition`: requests of different ones share no cached answers and no sequences. `targets`:
+    where on a GPU outputs are to be put.
     """
 
     id: int
@@ -80,10 +96,11 @@ class Infer(msgspec.Struct, array_like=True, gc=False, tag=0):
     inputs: list[Tensor]
     outputs: tuple[str, ...]
     traced: bool = False
-    places: list[InArena | InRegion] = []
+    places: list[Where] = []
     schedule: Schedule | None = None
     partition: str = ""
     about: About | None = None
+    targets: list[tuple[str, InCuda]] = []
 
 
 class Attach(msgspec.Struct, array_like=True, gc=False, tag=3):

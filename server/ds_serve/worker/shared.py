@@ -6,11 +6,13 @@ import logging
 import mmap
 import os
 from collections import OrderedDict
+from typing import cast
 
 from ds_engines.errors import InvalidRequest
 from ds_serve.transport.arena import SHARED_MEMORY, Attached
 from ds_serve.transport.link import Link
-from ds_serve.transport.messages import Attach, Infer, InRegion
+from ds_serve.transport.messages import Attach, InCuda, Infer, InRegion
+from ds_serve.worker.device_memory import DeviceMemory, OnDevice
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self._arenas: dict[Link, Attached] = {}
+        self._cuda = DeviceMemory()
         self._regions: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
 
     def attach(self, gateway: Link, offer: Attach) -> bool:
@@ -42,10 +45,17 @@ class SharedMemory:
         for tensor in request.inputs:
             if isinstance(tensor.data, int):
                 place = request.places[-1 - tensor.data]
-                if isinstance(place, InRegion):
+                if isinstance(place, InCuda):
+                    # From here on it is asked for by its shape, as `arrays_of` does.
+                    tensor.data = cast(memoryview, self._cuda.find(place))
+                elif isinstance(place, InRegion):
                     tensor.data = self._read(place)
                 else:
                     tensor.data = self._arenas[gateway].read(place.offset, place.size)
+
+    def targets(self, request: Infer) -> list[tuple[str, OnDevice]]:
+        """Where its outputs are to be put. Raises InvalidRequest."""
+        return [(name, self._cuda.find(place)) for name, place in request.targets]
 
     def _read(self, place: InRegion) -> memoryview:
         view = self._regions.get((place.key, place.inode))

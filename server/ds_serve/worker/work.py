@@ -6,7 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ds_serve.scheduler.queue import Entry
 from ds_serve.scheduler.sequences import Step
 from ds_serve.transport.link import Link
 from ds_serve.transport.messages import Answer, Fault, Infer, Tensor
+from ds_serve.worker.device_memory import OnDevice
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Job:
 
     `queued_ns`: nanoseconds of the same clock, of a request that is traced. `step`: its place in
     its sequence, where it has one. `cache_key`: under which its answer is to be kept. `begun`: it
-    has an answer already, which is not its last.
+    has an answer already, which is not its last. `targets`: where on a GPU outputs are to be put.
     """
 
     gateway: Link
@@ -41,6 +43,7 @@ class Job:
     step: Step | None = None
     cache_key: bytes = b""
     begun: bool = False
+    targets: list[tuple[str, OnDevice]] = field(default_factory=list)
 
     @property
     def key(self) -> Hashable:
@@ -71,7 +74,8 @@ def lane_of(spec: ModelSpec, request: Infer) -> Hashable:
 def _shape_of(known: TensorSpec | None, tensor: Tensor) -> Hashable:
     axis = None if known is None else known.batch_axis
     if axis is None:
-        return (tensor.name, tensor.shape, bytes(_data(tensor)))
+        held = tensor.data if isinstance(tensor.data, OnDevice) else bytes(_data(tensor))
+        return (tensor.name, tensor.shape, held)
     return (tensor.name, tensor.shape[:axis], tensor.shape[axis + 1 :])
 
 
@@ -86,6 +90,8 @@ def arrays_of(request: Infer) -> Tensors:
 
 
 def _array(tensor: Tensor) -> Array:
+    if isinstance(tensor.data, OnDevice):
+        return cast(Array, tensor.data.array(tensor))
     array = datatypes.to_array(tensor.datatype, tensor.shape, _data(tensor), tensor.name)
     return array if array.flags.aligned else array.copy()
 
@@ -128,6 +134,7 @@ class BatchRunner:
         answers = self._split(jobs, results)
         for job, answer in zip(jobs, answers, strict=True):
             job.answer = answer
+            _put(job, answer)
         t3 = time.monotonic_ns()
         for job, answer in zip(jobs, answers, strict=True):
             if job.request.traced:
@@ -195,6 +202,17 @@ class BatchRunner:
             else:
                 _deal_slices(tensor, array, axis, jobs, answers)
         return answers
+
+
+def _put(job: Job, answer: Answer) -> None:
+    """Outputs onto GPUs; one that does not fit fails its own request."""
+    wanted = dict(job.targets)
+    try:
+        for output in answer.outputs:
+            if output.name in wanted:
+                wanted[output.name].put(output)
+    except ServeError as error:
+        job.answer = Answer(job.request.id, fault=Fault.of(error))
 
 
 def _deal_rows(tensor: TensorSpec, array: Array, jobs: list[Job], answers: list[Answer]) -> None:

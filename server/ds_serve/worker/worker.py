@@ -25,6 +25,7 @@ from ds_serve.transport.messages import (
     Cancel,
     Fault,
     Hello,
+    InCuda,
     Infer,
     Loaded,
     Registry,
@@ -134,13 +135,15 @@ class Worker:
             if request.places:
                 self._shared.find_inputs(gateway, request)
             key = b""
-            if self._responses is not None:
+            if self._responses is not None and not on_gpus(request):
                 found = self._responses.find(request)
                 if isinstance(found, Answer):
                     self._answer_at_once(Job(gateway, request, {}, found), answers)
                     return
                 key = found
             job = Job(gateway, request, arrays_of(request), cache_key=key)
+            if request.targets:
+                job.targets = self._shared.targets(request)
             if request.traced:
                 job.queued_ns = time.monotonic_ns()
             if self._ordering is not None:
@@ -272,6 +275,11 @@ class Worker:
             if self._responses is not None:
                 self._responses.trim()
             await asyncio.sleep(BEAT_SECONDS)
+
+
+def on_gpus(request: Infer) -> bool:
+    """Whether tensors of it lie there, or shall: such answers are not kept."""
+    return bool(request.targets) or any(isinstance(one, InCuda) for one in request.places)
 
 
 def _ordering(spec: ModelSpec) -> Ordering[Job] | None:

@@ -135,7 +135,10 @@ def decode(
         parameters=given,
         schedule=schedule,
     )
-    return request, _wanted(message)
+    wanted = _wanted(message)
+    if wanted.places and regions is not None:
+        request.targets = regions.targets(wanted.places)
+    return request, wanted
 
 
 def _wanted(message: pb.ModelInferRequest) -> Wanted:

@@ -122,18 +122,29 @@ class Management:
     async def CudaSharedMemoryStatus(  # noqa: N802
         self, request: pb.CudaSharedMemoryStatusRequest
     ) -> pb.CudaSharedMemoryStatusResponse:
-        cuda_memory.check_status(request.name)
-        return pb.CudaSharedMemoryStatusResponse()
+        response = pb.CudaSharedMemoryStatusResponse()
+        for name, region in self.gateway.regions.status(request.name, cuda=True).items():
+            response.regions[name].name = name
+            response.regions[name].device_id = region.device
+            response.regions[name].byte_size = region.byte_size
+        return response
 
     async def CudaSharedMemoryRegister(  # noqa: N802
         self, request: pb.CudaSharedMemoryRegisterRequest
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        raise cuda_memory.unavailable(request.name)
+        cuda_memory.register(
+            self.gateway.regions,
+            request.name,
+            request.raw_handle,
+            request.device_id,
+            request.byte_size,
+        )
+        return pb.CudaSharedMemoryRegisterResponse()
 
     async def CudaSharedMemoryUnregister(  # noqa: N802
         self, request: pb.CudaSharedMemoryUnregisterRequest
     ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """There is nothing to forget."""
+        self.gateway.regions.unregister(request.name, cuda=True)
         return pb.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: pb.TraceSettingRequest) -> pb.TraceSettingResponse:  # noqa: N802

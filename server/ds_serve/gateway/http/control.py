@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 def add(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
     _system_memory(app, gateway, budget)
-    _cuda_memory(app)
+    _cuda_memory(app, gateway, budget)
     _repository(app, gateway, budget)
     _trace(app, gateway, budget)
     _logging(app, gateway, budget)
@@ -37,6 +37,12 @@ class _Registration(msgspec.Struct):
     key: str
     byte_size: int
     offset: int = 0
+
+
+class _CudaRegistration(msgspec.Struct):
+    raw_handle: dict[str, str]
+    device_id: int
+    byte_size: int
 
 
 class _Index(msgspec.Struct):
@@ -72,7 +78,10 @@ def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
     path = "/v2/systemsharedmemory"
 
     def said(name: str) -> list[Json]:
-        return [msgspec.to_builtins(region) for region in gateway.regions.status(name).values()]
+        return [
+            {"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size}
+            for one in gateway.regions.status(name).values()
+        ]
 
     @app.get(f"{path}/status", tags=["kserve"])
     async def regions() -> list[Json]:
@@ -104,33 +113,43 @@ def _system_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
         return Response()
 
 
-def _cuda_memory(app: FastAPI) -> None:
+def _cuda_memory(app: FastAPI, gateway: Gateway, budget: Budget) -> None:
     path = "/v2/cudasharedmemory"
+
+    def said(name: str) -> list[Json]:
+        return [
+            {"name": region.name, "device_id": region.device, "byte_size": region.byte_size}
+            for region in gateway.regions.status(name, cuda=True).values()
+        ]
 
     @app.get(f"{path}/status", tags=["kserve"])
     async def regions() -> list[Json]:
-        """There are none."""
-        return []
+        """The registered regions on GPUs."""
+        return said("")
 
     @app.get(f"{path}/region/{{name}}/status", tags=["kserve"])
     async def region(name: str) -> list[Json]:
-        """There is none."""
-        cuda_memory.check_status(name)
-        return []
+        """One of them."""
+        return said(name)
 
-    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"])
-    async def register(name: str) -> Response:
-        """Refused: there is no GPU whose memory could be shared."""
-        raise cuda_memory.unavailable(name)
+    @app.post(f"{path}/region/{{name}}/register", tags=["kserve"], openapi_extra=JSON_BODY)
+    async def register(name: str, request: Request) -> Response:
+        """Make a region known; the body holds raw_handle, device_id and byte_size."""
+        given = await _read(request, budget, _CudaRegistration)
+        handle = cuda_memory.decoded(given.raw_handle.get("b64", ""))
+        cuda_memory.register(gateway.regions, name, handle, given.device_id, given.byte_size)
+        return Response()
 
     @app.post(f"{path}/region/{{name}}/unregister", tags=["kserve"])
     async def unregister(name: str) -> Response:
-        """There is nothing to forget."""
+        """Forget a region."""
+        gateway.regions.unregister(name, cuda=True)
         return Response()
 
     @app.post(f"{path}/unregister", tags=["kserve"])
     async def unregister_all() -> Response:
-        """There is nothing to forget."""
+        """Forget all regions on GPUs."""
+        gateway.regions.unregister("", cuda=True)
         return Response()
 
 

@@ -110,7 +110,10 @@ def decode(
         parameters=parsed.parameters,
         schedule=schedule,
     )
-    return request, _wanted(parsed)
+    wanted = _wanted(parsed)
+    if wanted.places and regions is not None:
+        request.targets = regions.targets(wanted.places)
+    return request, wanted
 
 
 def encode(reply: InferReply, wanted: Wanted, regions: Regions | None = None) -> Answer:
