@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ import onnx_models
 import pytest
 
 from ds_engines.base import BatchEngine, EngineOptions, load
+from ds_engines.errors import OutOfMemory
 from ds_engines.spec import BatchPolicy, ModelSpec
+
+WIDE, ROWS = 1 << 28, 256
+"""Numbers that a row becomes, which take a GiB, and rows for which no GPU of today has memory."""
 
 
 def onnx_runtime(folder: Path) -> Path:
@@ -80,3 +85,59 @@ def test_fp16_answers_nearly_the_same(tmp_path: Path, engine: str) -> None:
     for output, array in theirs.run(batch).items():
         np.testing.assert_allclose(ours.run(batch)[output], array, atol=0.03)
     ours.close()
+
+
+def wide_onnx(folder: Path) -> Path:
+    onnx_runtime(folder)
+    return onnx_models.widened(folder / "wide.onnx", WIDE)
+
+
+def wide_program(folder: Path) -> Path:
+    torch_program(folder)
+    import torch
+
+    class Wide(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.expand(-1, WIDE) * 1.0).mean(1, keepdim=True)
+
+    rows = torch.export.Dim("rows", min=1, max=ROWS)
+    made = torch.export.export(Wide(), (torch.ones(2, 1),), dynamic_shapes=({0: rows},))
+    torch.export.save(made, folder / "wide.pt2")
+    return folder / "wide.pt2"
+
+
+@pytest.mark.parametrize(("engine", "make"), [("onnxruntime", wide_onnx), ("torch", wide_program)])
+def test_a_batch_for_which_there_is_no_memory_fails_alone(
+    tmp_path: Path, engine: str, make: Callable[[Path], Path]
+) -> None:
+    spec = ModelSpec("m", engine, make(tmp_path), batch=BatchPolicy(max_batch_size=ROWS))
+    model = load(spec, EngineOptions(device="cuda"))
+    name = model.spec.inputs[0].name
+    for _ in range(2):
+        with pytest.raises(OutOfMemory) as refused:
+            model.run({name: np.ones((ROWS, 1), np.float32)})
+        assert not refused.value.fatal
+        for _ in range(6):  # graphs are recorded after four
+            (answer,) = model.run({name: np.full((2, 1), 3, np.float32)}).values()
+            np.testing.assert_allclose(answer, 3, rtol=1e-3)
+    model.close()
+
+
+def test_a_program_that_asks_the_host_on_its_way_goes_on_without_graphs(tmp_path: Path) -> None:
+    torch_program(tmp_path)
+    import torch
+
+    class Chosen(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.nonzero(x > 0).shape[0]
+
+    rows = torch.export.Dim("rows", min=1, max=32)
+    made = torch.export.export(Chosen(), (torch.ones(2, 4),), dynamic_shapes=({0: rows},))
+    torch.export.save(made, tmp_path / "chosen.pt2")
+    spec = ModelSpec("m", "torch", tmp_path / "chosen.pt2", batch=BatchPolicy(max_batch_size=1))
+    model = load(spec, EngineOptions(device="cuda"))
+    name = model.spec.inputs[0].name
+    for _ in range(10):
+        (answer,) = model.run({name: np.ones((3, 4), np.float32)}).values()
+        np.testing.assert_array_equal(answer, 12)
+    model.close()

@@ -22,7 +22,7 @@ from ds_engines.base import EngineOptions, load
 from ds_engines.cuda.calls import CudaError, call
 from ds_engines.cuda.memory import Buffer, DeviceMemory
 from ds_engines.cuda.stream import Event, Stream
-from ds_engines.errors import InvalidRequest, LoadError, OutOfMemory
+from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, OutOfMemory
 from ds_engines.spec import BatchPolicy, ModelSpec
 
 GPU = EngineOptions(device="cuda:0")
@@ -128,3 +128,15 @@ def test_layers_take_time(tmp_path: Path) -> None:
     assert found.engine == "tensorrt"
     assert sum(layer.us for layer in found.layers) > 0
     assert tensorrt_store.home().is_dir()
+
+
+def test_the_first_layer_that_yields_infinity_is_named(tmp_path: Path) -> None:
+    path = onnx_models.logarithms(tmp_path / "log.onnx")
+    engine = load(spec_of(path), EngineOptions(device="cuda:0", debug_numerics=True))
+    rows = np.array([[1, 2, 3]], np.float32)
+    np.testing.assert_allclose(engine.run({"x": rows})["y"], 1 / (np.log(2 * rows) + 4), rtol=1e-3)
+    with pytest.raises(
+        EngineFailure, match=r"layer 'block/log' \(Log\) is the first .*: 1 infinite"
+    ):
+        engine.run({"x": np.array([[1, 0, 3]], np.float32)})
+    engine.close()

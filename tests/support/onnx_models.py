@@ -398,3 +398,21 @@ def logarithms(path: Path) -> Path:
             _constant("four", np.array(4, np.float32)),
         ],
     )
+
+
+def widened(path: Path, width: int) -> Path:
+    """x FP32[n, 1] to its mean over `width` copies, which are held all at once."""
+    return save(
+        path,
+        [
+            helper.make_node("Expand", ["x", "shape"], ["copies"]),
+            helper.make_node("Mul", ["copies", "one"], ["same"]),
+            helper.make_node("ReduceMean", ["same"], ["y"], axes=[1]),
+        ],
+        [_value("x", FLOAT, ["n", 1])],
+        [_value("y", FLOAT, ["n", 1])],
+        [
+            _constant("shape", np.array([1, width], np.int64)),
+            _constant("one", np.array(1, np.float32)),
+        ],
+    )
