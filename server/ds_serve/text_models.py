@@ -86,6 +86,12 @@ def is_encoder(folder: Path) -> bool:
     return any(each.endswith(_ENCODERS) for each in _architectures(folder))
 
 
+def is_plain_encoder(folder: Path) -> bool:
+    """Whether it gives vectors, and does not say how: then they are means over the tokens."""
+    told = (folder / _SENTENCES).is_file() or classifies(folder)
+    return is_encoder(folder) and not told
+
+
 def classifies(folder: Path) -> bool:
     """Whether it gives classes, by its architecture."""
     return any(each.endswith(encoder_folder.CLASSIFIER) for each in _architectures(folder))

@@ -117,7 +117,7 @@ def test_a_model_that_fails_its_gate_is_not_served_and_others_are(shop: Workshop
         ),
         (
             ["--quantization", "int8", "--calibration", "cal.npz", "--model", "t.gguf"],
-            "--quantization int8: t.gguf is a GGUF file, whose weights keep the bits that they have",
+            "t.gguf is a GGUF file, whose weights keep the bits that they have",
         ),
     ],
 )  # fmt: skip

@@ -34,9 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, key: tuple[str, str]) -> It
     home = tmp_path_factory.mktemp("models")
     file = home / "keys.toml"
     file.write_text(keys.entry("team", key[1]))
-    plain = fetch("all-minilm-l6-v2").parent
     folders = {
-        "vectors": real_vllm.sentences(home / "vectors", plain),
+        "vectors": fetch("all-minilm-l6-v2").parent,
         "tone": real_vllm.encoder(home / "tone", CASES["bert"]),
         "cross": real_vllm.encoder(home / "cross", CASES["roberta"]),
     }

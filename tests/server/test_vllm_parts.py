@@ -9,14 +9,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ds_engines.errors import ConfigError
-from ds_serve import quantization
+from ds_serve import quantization, text_models
 from ds_serve.gateway.worker_metrics import Page, merged
 from ds_serve.models import ModelSource, resolve_all
 from ds_serve.repository.folder import read_model
 from ds_serve.settings import Settings
 from ds_serve.supervisor import launch
 from ds_serve.text_models import Wish
-from ds_serve.vllm import command, devices, installation, told
+from ds_serve.vllm import command, devices, downloads, installation, told
 from ds_serve.vllm.installation import Installation
 from ds_serve.vllm.options import Options, options
 
@@ -168,6 +168,17 @@ class TestCommand:
         assert variable not in command.environment(GPU, Options(), ())
         assert command.environment(GPU, Options(), (), loads_adapters=True)[variable] == "1"
 
+    def test_a_plain_encoder_s_vectors_are_means(self, tmp_path: Path) -> None:
+        given = ("--pooler-config", "{}")
+        assert list(command.with_means(("-x",))) == [*command.MEANS, "-x"]
+        assert command.with_means(given) == given
+        folder = pretended.model(tmp_path / "plain", "BertModel")
+        assert text_models.is_plain_encoder(folder)
+        (folder / "modules.json").write_text("[]")
+        assert not text_models.is_plain_encoder(folder), "it says itself"
+        for kind in ("BertForSequenceClassification", "LlamaForCausalLM"):
+            assert not text_models.is_plain_encoder(pretended.model(tmp_path / kind, kind))
+
     def test_what_stands_after_the_dashes_holds(self) -> None:
         made = words(Options(tensor_parallel=2), "-tp", "4", "--max-num-seqs=8")
         assert made[-3:] == ["-tp", "4", "--max-num-seqs=8"]
@@ -239,6 +250,35 @@ class TestLines:
 
     def test_nothing_is_made_up(self) -> None:
         assert told.failure(["INFO: all is well"]) is None
+
+
+class TestDownloads:
+    def test_what_has_come_is_told_once_a_second(self, tmp_path: Path) -> None:
+        times = iter([0.0, 0.5, 1.5, 3.0])
+        seen = downloads.Downloads("org/chat", tmp_path, lambda: next(times))
+        blobs = tmp_path / "models--org--chat" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / "abc.incomplete").write_bytes(b"x" * 60_000_000)
+        said = [seen.step(), seen.step(), seen.step()]
+        assert said == ["downloading, 0.1 GB so far", "", ""], "soon again, and nothing more"
+        with (blobs / "def.incomplete").open("wb") as file:
+            file.truncate(9_000_000_000)  # nothing of it has come
+        assert seen.step() == ""
+
+    @pytest.mark.parametrize(
+        ("environment", "words", "folder"),
+        [
+            ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, (), "/a"),
+            ({"HF_HOME": "/b"}, (), "/b/hub"),
+            ({"XDG_CACHE_HOME": "/c"}, (), "/c/huggingface/hub"),
+            ({"HF_HUB_CACHE": "/a"}, ("--download-dir", "/d"), "/d"),
+            ({"HF_HUB_CACHE": "/a"}, ("--download_dir=/d",), "/d"),
+        ],
+    )
+    def test_where_it_comes_to(
+        self, environment: dict[str, str], words: tuple[str, ...], folder: str
+    ) -> None:
+        assert downloads.cache(environment, words) == Path(folder)
 
 
 def test_workers_metrics_join_families_that_are_there() -> None:

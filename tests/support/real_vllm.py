@@ -62,24 +62,6 @@ def encoder(folder: Path, case: dict[str, Any]) -> Path:
     return folder
 
 
-def sentences(folder: Path, plain: Path) -> Path:
-    """A plain encoder's folder as sentence-transformers has it: means of length 1."""
-    folder.mkdir()
-    for file in plain.iterdir():
-        (folder / file.name).symlink_to(file)
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
-    modules = [
-        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for at, (path, kind) in enumerate(kinds.items())
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    width = json.loads((plain / "config.json").read_text())["hidden_size"]
-    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    return folder
-
-
 def adapter(folder: Path, model: Path, seed: int) -> Path:
     """For all layers' `o_proj` of a Llama, as PEFT writes it, of random numbers."""
     config = json.loads((model / "config.json").read_text())

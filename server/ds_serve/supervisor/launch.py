@@ -13,7 +13,7 @@ from ds_engines import precision
 from ds_engines.base import EngineOptions, require_inspector
 from ds_engines.errors import ConfigError, Unsupported
 from ds_engines.spec import BatchPolicy, ModelSpec
-from ds_serve import spans, tensor_engines, tracing, upstream
+from ds_serve import spans, tensor_engines, text_models, tracing, upstream
 from ds_serve.edge import pushing, rules
 from ds_serve.embed import settings as encoder
 from ds_serve.extras import installed
@@ -230,6 +230,9 @@ def vllm_job(
     guarded = bool(settings.api_keys) or settings.open_control
     loads = guarded and vllm.takes_adapters(given, settings.vllm_args)
     cards = vllm.cards(given, replica)
+    # vLLM would take the first token's; the encoder on the CPU, and sentence-transformers, do not.
+    plain = text_models.is_plain_encoder(source.artifact)
+    words = vllm.with_means(settings.vllm_args) if plain else settings.vllm_args
     return Job(
         name=source.name,
         command=vllm.command(
@@ -237,7 +240,7 @@ def vllm_job(
             str(source.artifact),
             source.name,
             given,
-            settings.vllm_args,
+            words,
             socket,
             settings.drain_timeout,
         ),

@@ -45,6 +45,8 @@ _EXECUTOR = "--distributed-executor-backend"
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
 
+MEANS = ("--pooler-config", '{"pooling_type": "MEAN"}')
+
 _MEMORY = {"--kv-cache-dtype": "fp8"}
 _MEMORY_GPU = {"--max-num-seqs": "64", "--max-num-batched-tokens": "2048"}
 """Fewer sequences and tokens a step: less memory for activations and captured graphs."""
@@ -104,6 +106,11 @@ def _flags(found: Installation, options: Options, drain: float) -> dict[str, str
     if found.has_flag("--enable-server-load-tracking"):
         flags["--enable-server-load-tracking"] = ""
     return flags
+
+
+def with_means(extra: Sequence[str]) -> Sequence[str]:
+    """What follows `--`, with vectors that are means over all tokens, unless it says otherwise."""
+    return extra if _given(MEANS[0], extra) else (*MEANS, *extra)
 
 
 def _given(flag: str, extra: Sequence[str]) -> bool:

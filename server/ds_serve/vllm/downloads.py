@@ -36,9 +36,10 @@ class Downloads:
 
     def step(self) -> str:
         """What to tell where more has come since the last look; "" where not."""
-        if self._now() < self._next:
+        now = self._now()
+        if now < self._next:
             return ""
-        self._next = self._now() + LOOK_SECONDS
+        self._next = now + LOOK_SECONDS
         size, before = self._size(), self._before
         self._before = size
         return f"downloading, {size / 1e9:.1f} GB so far" if size > before else ""

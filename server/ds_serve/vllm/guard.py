@@ -41,7 +41,7 @@ _LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": loggi
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor wants run. `environment` is added to our own; `progress` is the file
-    that is to say how far the start-up is. `hub`: the model's id where the hub has it, not a folder.
+    that is to say how far the start-up is. `hub`: the id of a model of the hub.
     """
 
     name: str
@@ -193,7 +193,7 @@ def _mark(reached: str) -> int:
     """What is worth a line in the log once it is more: of "45 %", or of "1.3 GB so far"."""
     if not reached:
         return -1
-    number = float(reached.split()[0])
+    number = float(reached.split(maxsplit=1)[0])
     return int(number // 10 if reached.endswith("%") else number)
 
 
