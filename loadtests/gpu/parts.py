@@ -75,7 +75,7 @@ class Part:
 
     def repository(self, name: str, model: str, file: Path, most: int) -> Path:
         """A repository with that one model; its folder has the model's name."""
-        root = self.out / "repositories" / f"{self.name}-{name}"
+        root = self.folder / "repositories" / f"{self.name}-{name}"
         version = root / model / "1"
         version.mkdir(parents=True, exist_ok=True)
         link = version / f"model{file.suffix}"

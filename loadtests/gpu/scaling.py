@@ -11,7 +11,7 @@ from loadtests.gpu.machine import gpu_memory
 from loadtests.gpu.parts import Part
 
 ORDER = (("onnxruntime", "tf32"), ("torch", "tf32"), ("torch", "fp16"), ("onnxruntime", "fp16"))
-NEEDED = 70.0
+NEEDED = 80.0
 """Seconds for one more kind."""
 
 
