@@ -154,7 +154,8 @@ class _Lane:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(self._stream):
-                inputs = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+                # Copies, for a tensor may be on the device already, and a client's.
+                inputs = {name: each.to(self._device, copy=True) for name, each in tensors.items()}
                 _require_alone(call, inputs)
                 with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
