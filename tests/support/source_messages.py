@@ -6,6 +6,9 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
+
+from ds_engines import errors
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("server", "engines", "quantize")
@@ -16,6 +19,24 @@ def messages() -> set[str]:
     """Each text of the source; those that are written in parts are joined, as Python does."""
     files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     return {text for path in files for text in _texts(ast.parse(path.read_text()))}
+
+
+def raised(file: str) -> set[str]:
+    """The messages of the errors that a file raises or makes."""
+    made = (node for node in ast.walk(ast.parse((ROOT / file).read_text())) if _is_error(node))
+    return {text for node in made for text in _whole(node.args[0])}
+
+
+def _is_error(node: ast.AST) -> TypeGuard[ast.Call]:
+    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    return bool(node.args) and getattr(errors, name, None) is not None if name else False
+
+
+def _whole(message: ast.expr) -> list[str]:
+    """The text; nothing where it is made elsewhere."""
+    if isinstance(message, ast.JoinedStr):
+        return [plain("".join(_part(value) for value in message.values))]
+    return [message.value] if isinstance(message, ast.Constant) else []
 
 
 def plain(text: str) -> str:
