@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from ds_serve.models import ModelSource
     from ds_serve.supervisor.supervisor import Supervisor
 
-LISTS = ("model_repository", "load_model", "upstream_key", "fallback", "lora", "vllm_args")
+LISTS = (
+    *("model_repository", "load_model", "upstream_key", "fallback", "escalate", "lora"),
+    *("cluster_resources", "vllm_args"),
+)
 """Settings that are several strings; one may stand alone."""
 
 OnReady = Callable[["Supervisor"], None]

@@ -110,6 +110,8 @@ HELP = {
     "cluster_requests": "requests that wait and run on one replica, on average, before there are "
     "more replicas",
     "cluster_cpus": "processors that Ray reserves for each replica",
+    "cluster_resources": "what else Ray reserves for each replica, as NAME=AMOUNT, such as "
+    "GPU=0.5; may be repeated",
     "cluster_up_secs": "seconds that there must be too many requests before a replica is added",
     "cluster_down_secs": "seconds that there must be too few before one is taken away",
     "log_format": "text, json, or ISO8601 for text with whole dates",

@@ -98,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cluster_replicas: str = "1:4"
     cluster_requests: float = 16.0
     cluster_cpus: float = 1.0
+    cluster_resources: tuple[str, ...] = ()
     cluster_up_secs: float = 30.0
     cluster_down_secs: float = 600.0
     log_format: str = "text"

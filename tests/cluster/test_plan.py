@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import onnx_models
+import pretended
 import pytest
 
 from ds_engines.errors import ConfigError
@@ -21,6 +22,11 @@ CLUSTER = "127.0.0.1:6379"
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return onnx_models.mlp(tmp_path / "mlp.onnx")
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return pretended.model(tmp_path / "chat")
 
 
 @pytest.fixture
@@ -66,6 +72,48 @@ class TestSources:
         found = plan.sources(settings, ["far=https://example.com/v2"])
         assert plan.jobs(settings, found) == ()
 
+    def test_gpus_are_counted_by_model(self, model: Path, chat: Path) -> None:
+        settings = Settings(cluster=CLUSTER, device="cuda", tensor_parallel=4, replicas=2)
+        assert job(settings, str(model)).gpus == 1, "of a tensor model"
+        assert job(settings, str(chat)).gpus == 8
+        assert job(settings, f"{chat}?tensor_parallel=2&pipeline_parallel=2").gpus == 8
+        assert job(settings, f"{chat}?device=cpu").gpus == 0
+        assert job(Settings(cluster=CLUSTER), str(chat)).gpus == 0
+
+    def test_what_else_is_reserved(self, model: Path) -> None:
+        said = ("GPU=0.5", "CPU=3", "accelerator_type:H100=0.001")
+        found = job(Settings(cluster=CLUSTER, cluster_resources=said), str(model))
+        assert (found.gpus, found.cpus) == (0.5, 3)
+        assert found.resources == {"accelerator_type:H100": 0.001}
+
+    def test_settings_of_a_model_s_own_go_with_its_whole_path(
+        self, chat: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(chat.parent)
+        found = job(Settings(cluster=CLUSTER), "big=chat?tensor_parallel=2")
+        assert found.model == f"big={chat}?tensor_parallel=2"
+
+    def test_vllm_over_several_nodes_reserves_its_gpus_itself(self, chat: Path) -> None:
+        """Neither vLLM nor a GPU is on the machine that answers."""
+        executor = ("--distributed-executor-backend", "ray")
+        settings = Settings(
+            cluster=CLUSTER, engine="vllm", device="cuda", tensor_parallel=8, vllm_args=executor
+        )
+        for each in (str(chat), "org/chat-405b"):
+            found = job(settings, each)
+            assert (found.gpus, found.spans) == (0, True)
+            assert found.arguments[-3:] == ("--", *executor)
+
+    def test_a_device_says_that_vllm_runs_it(self, chat: Path) -> None:
+        settings = Settings(cluster=CLUSTER, device="cuda", vllm_args=("--max-num-seqs=8",))
+        assert "--max-num-seqs=8" in job(settings, str(chat)).arguments
+        assert not job(settings, str(chat)).spans
+
+    def test_flags_of_vllm_that_no_model_takes(self, model: Path) -> None:
+        settings = Settings(cluster=CLUSTER, vllm_args=("--max-num-seqs=8",))
+        with pytest.raises(ConfigError, match="-- --max-num-seqs=8: it is for vLLM, which no"):
+            plan.sources(settings, [str(model)])
+
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
@@ -74,6 +122,8 @@ class TestSources:
             ({"model_repository": ("models",)}, "--model-repository does not go with --cluster"),
             ({"model_control_mode": "explicit"}, "--model-control-mode explicit"),
             ({"device": "cuda:1"}, "--device cuda:1"),
+            ({"cluster_resources": ("GPU",)}, "--cluster-resources GPU: it must be NAME=AMOUNT"),
+            ({"cluster_resources": ("GPU=-1",)}, "--cluster-resources GPU=-1"),
         ],
     )
     def test_what_cannot_be(self, model: Path, changes: dict[str, object], said: str) -> None:

@@ -29,7 +29,11 @@ def application(job: Job, revision: str) -> Application:
     """What Ray Serve runs for a model."""
     deployment = serve.deployment(
         name=job.name,
-        ray_actor_options={"num_cpus": job.cpus, "num_gpus": job.gpus},
+        ray_actor_options={
+            "num_cpus": job.cpus,
+            "num_gpus": job.gpus,
+            "resources": job.resources,
+        },
         max_ongoing_requests=CALLS,
         autoscaling_config={
             "min_replicas": job.least,
@@ -44,7 +48,8 @@ def application(job: Job, revision: str) -> Application:
         graceful_shutdown_wait_loop_s=LEAVE,
         graceful_shutdown_timeout_s=LEAVE + job.drain + LAST,
     )(Replica)
-    return deployment.bind(job.model, job.arguments, "", job.base, job.drain, revision)
+    hide = not job.gpus and not job.spans
+    return deployment.bind(job.model, job.arguments, "", job.base, job.drain, revision, hide)
 
 
 def deploy(jobs: Sequence[tuple[Job, str]]) -> None:

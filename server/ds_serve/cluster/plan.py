@@ -18,11 +18,15 @@ from ds_serve.extras import installed
 from ds_serve.models import ModelSource
 from ds_serve.settings import Settings, flag
 from ds_serve.text_models import VLLM, Wish
+from ds_serve.vllm import options as text_options
+from ds_serve.vllm.command import spans_nodes
 
 SCHEME = "ray:"
 """The address of a model that runs on the cluster: its replicas' are known later."""
 
-RAY_EXECUTOR = "--distributed-executor-backend"
+GPUS = ("cuda", "rocm")
+CPU, GPU = "CPU", "GPU"
+"""What Ray calls them."""
 
 NOT_THERE = ("model_repository", "load_model", "quantization")
 """Settings that mean nothing where models run elsewhere, or would mean another thing."""
@@ -56,7 +60,9 @@ HERE = frozenset(
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One model's deployment. `arguments`: of the `ds-serve` that each replica runs.
 
-    `base` follows a replica's address: /v1 or /v2. Times are in seconds.
+    `base` follows a replica's address: /v1 or /v2. `resources`: what Ray reserves for a replica
+    beside processors and GPUs, by its names. `spans`: vLLM reserves GPUs of its own, on several
+    nodes. Times are in seconds.
     """
 
     name: str
@@ -69,6 +75,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     requests: float
     cpus: float
     gpus: float
+    resources: dict[str, float]
+    spans: bool
     up: float
     down: float
     drain: float
@@ -98,6 +106,11 @@ def sources(settings: Settings, models: Sequence[str]) -> list[ModelSource]:
         raise ConfigError("no model is given: with --cluster, name each by --model")
     _check(settings)
     found = [_source(settings, each) for each in models]
+    if settings.vllm_args and not any(_engine(one) == VLLM for one in found):
+        raise ConfigError(
+            f"-- {settings.vllm_args[0]}: it is for vLLM, which no model is said to run on: give "
+            "--engine vllm, or --device cuda"
+        )
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -108,12 +121,13 @@ def sources(settings: Settings, models: Sequence[str]) -> list[ModelSource]:
 def _source(settings: Settings, model: str) -> ModelSource:
     if known.is_repository(model):
         raise ConfigError(f"--model {model}: with --cluster, name each model of a repository")
-    found = known.named(model, settings.wish)
+    found = known.named(model, _wish(settings))
     if found.upstream is not None:
         return found
     said = model.partition("=")[2] if model.startswith(f"{found.name}=") else model
-    if Path(said).exists():  # a replica's working folder is another one
-        said = str(Path(said).absolute())
+    path, mark, own = (said, "", "") if Path(said).exists() else said.partition("?")
+    if Path(path).exists():  # a replica's working folder is another one
+        path = str(Path(path).absolute())
     least, most = bounds(settings)
     return msgspec.structs.replace(
         found,
@@ -121,11 +135,15 @@ def _source(settings: Settings, model: str) -> ModelSource:
         artifact=Path(),
         config=None,
         folder=None,
-        options=(),
         fallback="",
-        upstream=upstream.Upstream(SCHEME + said, found.engine),
-        why=f"{found.why}; {least} to {most} replicas on the Ray cluster {settings.cluster}",
+        upstream=upstream.Upstream(SCHEME + path + mark + own, found.engine),
+        why=f"{least} to {most} replicas on the Ray cluster {settings.cluster}; each says which "
+        "engine runs it",
     )
+
+
+def _wish(settings: Settings) -> Wish:
+    return settings.wish._replace(elsewhere=True)
 
 
 def jobs(settings: Settings, found: Sequence[ModelSource]) -> tuple[Job, ...]:
@@ -137,21 +155,30 @@ def on_cluster(source: ModelSource) -> bool:
     return source.upstream is not None and source.upstream.url.startswith(SCHEME)
 
 
+def _engine(source: ModelSource) -> str:
+    """Of one on the cluster, as far as that is known here."""
+    return source.upstream.model if source.upstream is not None and on_cluster(source) else ""
+
+
 def _job(settings: Settings, source: ModelSource) -> Job:
     assert source.upstream is not None, "it is on the cluster"
-    model, engine = source.upstream.url.removeprefix(SCHEME), source.upstream.model
+    model, engine = source.upstream.url.removeprefix(SCHEME), _engine(source)
     least, most = bounds(settings)
+    spans = engine == VLLM and spans_nodes(settings.vllm_args)
+    given = resources(settings)
     return Job(
         name=source.name,
         model=f"{source.name}={model}",
         base="/v1" if source.task == "text" else "/v2",
         arguments=_arguments(settings, engine),
-        wish=settings.wish,
+        wish=_wish(settings),
         least=least,
         most=most,
         requests=settings.cluster_requests,
-        cpus=settings.cluster_cpus,
-        gpus=_gpus(settings),
+        cpus=given.pop(CPU, settings.cluster_cpus),
+        gpus=given.pop(GPU, 0.0 if spans else _gpus(settings, source)),
+        resources=given,
+        spans=spans,
         up=settings.cluster_up_secs,
         down=settings.cluster_down_secs,
         drain=settings.drain_timeout,
@@ -179,14 +206,28 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _gpus(settings: Settings) -> float:
-    """What Ray reserves for a replica. vLLM's own Ray executor reserves its GPUs by itself."""
-    if settings.device not in ("cuda", "rocm"):
+def _gpus(settings: Settings, source: ModelSource) -> float:
+    """What Ray reserves for a replica."""
+    if source.task != "text":
+        return float(settings.device in GPUS)
+    held = text_options.options(settings, source)
+    if held.device not in GPUS:
         return 0.0
-    arguments = " ".join(settings.vllm_args).replace("=", " ")
-    if f"{RAY_EXECUTOR} ray" in arguments:
-        return 0.0
-    return float(settings.tensor_parallel * settings.pipeline_parallel * settings.replicas)
+    return float(held.tensor_parallel * held.pipeline_parallel * held.replicas)
+
+
+def resources(settings: Settings) -> dict[str, float]:
+    """What --cluster-resources says, by Ray's names. Raises ConfigError."""
+    found = {}
+    for each in settings.cluster_resources:
+        name, _, amount = each.rpartition("=")
+        if not name or not re.fullmatch(r"\d+(\.\d+)?", amount):
+            raise ConfigError(
+                f"--cluster-resources {each}: it must be NAME=AMOUNT, such as GPU=0.5 or "
+                "accelerator_type:H100=0.001"
+            )
+        found[name] = float(amount)
+    return found
 
 
 def bounds(settings: Settings) -> tuple[int, int]:
@@ -203,6 +244,7 @@ def bounds(settings: Settings) -> tuple[int, int]:
 
 def _check(settings: Settings) -> None:
     bounds(settings)
+    resources(settings)
     for name in NOT_THERE:
         if getattr(settings, name):
             raise ConfigError(f"{flag(name)} does not go with --cluster; see docs/ray.md")

@@ -21,6 +21,8 @@ FAILED = "ds-serve failed: "
 
 IN_FLIGHT = "ds_gateway_in_flight_requests"
 REQUESTS = "requests"
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
 SECONDS = 10.0
 """How long its server may take to answer a look at it."""
 
@@ -42,10 +44,13 @@ class Replica:
         base: str,
         drain: float,
         revision: str,
+        hide: bool = False,
     ) -> None:
-        """`revision`: of the model's files and flags, by which it is told from a later one."""
+        """`revision`: of the model's files and flags, by which it is told from a later one. `hide`:
+        GPUs of its machine, of which none is reserved for it.
+        """
         self._base, self._drain, self._revision = base, drain, revision
-        self._server = Server(model, arguments, host or _own_address())
+        self._server = Server(model, arguments, host or _own_address(), _cluster(hide))
         self._url = await self._server.ready()
         self._client = aiohttp.ClientSession(
             self._url, timeout=aiohttp.ClientTimeout(total=SECONDS)
@@ -87,13 +92,15 @@ class Replica:
 class Server:
     """The process `ds-serve` for one model, on free ports. What it writes goes to Ray's logs."""
 
-    def __init__(self, model: str, arguments: tuple[str, ...], host: str) -> None:
+    def __init__(
+        self, model: str, arguments: tuple[str, ...], host: str, variables: dict[str, str]
+    ) -> None:
         own = ["--model", model, "--host", host, "--http-port", "0", "--grpc-port", "0"]
         hidden = ("PROMETHEUS_MULTIPROC_DIR",)
         environment = {key: value for key, value in os.environ.items() if key not in hidden}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ds_serve.cluster.child", str(os.getpid()), *own, *arguments],
-            env=environment,
+            env=environment | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -146,6 +153,16 @@ class Server:
             if found:
                 self._found = found[1]
             sys.stderr.write(line)
+
+
+def _cluster(hide: bool) -> dict[str, str]:
+    """What vLLM's own Ray executor needs to find the cluster, and its node in it; Ray itself hides
+    no GPU from who has reserved none.
+    """
+    import ray  # noqa: PLC0415
+
+    found = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "VLLM_HOST_IP": _own_address()}
+    return found | (dict.fromkeys(VISIBLE, "") if hide else {})
 
 
 def _own_address() -> str:
