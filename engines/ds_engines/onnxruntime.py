@@ -192,9 +192,11 @@ def _refuse_strings(spec: ModelSpec, inputs: list[TensorSpec]) -> None:
 
 
 def _strings(batch: Tensors) -> Tensors:
-    """ONNX strings are text: ONNX Runtime takes `str`, and BYTES tensors hold bytes."""
+    """ONNX strings are text: ONNX Runtime takes `str`, and BYTES tensors hold bytes. What lies on a
+    GPU is fetched.
+    """
     return {
-        name: _decoded(name, array) if array.dtype == np.object_ else array
+        name: _decoded(name, array) if array.dtype == np.object_ else np.asarray(array)
         for name, array in batch.items()
     }
 

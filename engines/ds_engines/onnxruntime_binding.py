@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from queue import Empty, LifoQueue
 from typing import Any, Protocol
 
+import numpy as np
 import onnxruntime as ort
 
 from ds_engines.base import Tensors
@@ -30,7 +31,8 @@ class Bound:
     def run(self, batch: Tensors, names: Sequence[str]) -> Tensors:
         binding = self._session.io_binding()
         for name, array in batch.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
+            held = np.asarray(array)  # it may be a client's, on a GPU
+            value = ort.OrtValue.ortvalue_from_numpy(held, self._device, self._index)
             binding.bind_ortvalue_input(name, value)
         for name in names:
             binding.bind_output(name, self._device, self._index)

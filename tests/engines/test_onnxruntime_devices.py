@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_models
@@ -12,7 +13,9 @@ import pytest
 
 from ds_engines.base import EngineOptions, load
 from ds_engines.config_pbtxt import ACCELERATOR
-from ds_engines.errors import LoadError, Unsupported
+from ds_engines.cuda.foreign import DeviceArray, Foreign
+from ds_engines.errors import EngineFailure, LoadError, OutOfMemory, Unsupported
+from ds_engines.onnxruntime import OnnxRuntimeEngine
 from ds_engines.onnxruntime_binding import Bound
 from ds_engines.onnxruntime_devices import (
     CPU,
@@ -146,4 +149,53 @@ def test_batches_are_bound_to_a_device_and_fetched_from_it(tmp_path: Path) -> No
         np.testing.assert_array_equal(found["double"], x + x)
         np.testing.assert_allclose(found["total"], x.sum((1, 2), keepdims=True), rtol=1e-5)
     assert list(bound.run({"x": x}, ("double",))) == ["double"]
+    lent = cast("np.ndarray", DeviceArray(cast(Foreign, Ones()), 0, (1, 2, 2), np.float32))
+    assert bound.run({"x": lent}, ("double",))["double"].tolist() == [[[2, 2], [2, 2]]]
     bound.close()
+
+
+class Ones:
+    """Memory of a GPU that holds nothing else."""
+
+    address = number = 0
+
+    def fetch(self, address: int, into: np.ndarray) -> None:
+        into[...] = 1
+
+
+def test_what_a_client_has_on_a_gpu_is_fetched_where_the_model_runs_on_the_cpu(
+    tmp_path: Path,
+) -> None:
+    spec = ModelSpec("m", "onnxruntime", onnx_models.mlp(tmp_path / "m.onnx"))
+    lent = cast("np.ndarray", DeviceArray(cast(Foreign, Ones()), 0, (3, 64), np.float32))
+    for watched in (False, True):
+        model = load(spec, EngineOptions(debug_numerics=watched))
+        wanted = model.run({"x": np.ones((3, 64), np.float32)})["y"]
+        np.testing.assert_array_equal(model.run({"x": lent})["y"], wanted)
+        model.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "fatal"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc", OutOfMemory, False),
+        ("Failed to allocate memory for requested buffer of size 9", OutOfMemory, False),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory, False),
+        ("CUDA failure 700: an illegal memory access was encountered", EngineFailure, True),
+        ("CUDA failure 98: invalid device function ; GPU=0", EngineFailure, False),
+        ("HIP failure 719: unspecified launch failure", EngineFailure, True),
+    ],
+)
+def test_which_failures_are_of_memory_and_which_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type, fatal: bool
+) -> None:
+    spec = ModelSpec("m", "onnxruntime", onnx_models.mlp(tmp_path / "m.onnx"))
+    model = OnnxRuntimeEngine(spec, EngineOptions())
+
+    def run(*_: object, **__: object) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : Non-zero status code: {said}\nmore")
+
+    monkeypatch.setattr(model, "computed", run)
+    with pytest.raises(EngineFailure) as caught:
+        model.run({"x": np.ones((3, 64), np.float32)})
+    assert (type(caught.value), caught.value.fatal) == (kind, fatal)
