@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ds_engines.errors import EngineFailure, ServeError
 from ds_engines.python_backend.faults import (
     TritonError,
@@ -210,7 +212,8 @@ class InferenceRequest:
         made = cls(
             request.id,
             request.sequence,
-            [Tensor(name, array) for name, array in inputs.items()],
+            # What lies on a GPU is fetched: models are told that all is on the CPU.
+            [Tensor(name, np.asarray(array)) for name, array in inputs.items()],
             sorted(request.outputs or model.outputs),
             flags=SEQUENCE_START * request.start + SEQUENCE_END * request.end,
             timeout=request.timeout_us,
