@@ -38,6 +38,7 @@ Profiler = Callable[[ModelSpec, EngineOptions, Tensors, float], LayerProfile]
 PROFILERS = {
     "onnxruntime": "ds_engines.onnxruntime_layers:profile",
     "tensorrt": "ds_engines.tensorrt_profile:profile",
+    "torch": "ds_engines.torch_layers:profile",
 }
 """Engine name to `module:function`; the module is imported when it is first asked for."""
 

@@ -67,7 +67,7 @@ class _Watching(Interpreter):  # type: ignore[misc, unused-ignore]
         leaves = trees.tree_leaves((node.args, dict(node.kwargs)))
         self.given[own] = literals(leaves)
         inputs = (own, *(each.name for each in node.all_input_nodes))
-        self.steps.append(Step(_place(node), str(node.target), inputs, {node.name: _whole(found)}))
+        self.steps.append(Step(place(node), str(node.target), inputs, {node.name: _whole(found)}))
 
 
 def _found(result: Any) -> list[Found]:
@@ -87,7 +87,7 @@ def _whole(found: list[Found]) -> Found:
     return Found(*(sum(column) for column in zip(*found, strict=True)))
 
 
-def _place(node: Node) -> str:
+def place(node: Node) -> str:
     """The node's name, after that of the module in which it is."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""

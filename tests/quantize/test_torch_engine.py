@@ -15,6 +15,7 @@ import pytest
 import torch
 from serving import Server
 
+from ds_engines import layers
 from ds_engines.base import BatchEngine, EngineOptions, load
 from ds_engines.errors import ConfigError, EngineFailure, LoadError, Unsupported
 from ds_engines.spec import BatchPolicy, ModelSpec
@@ -75,6 +76,19 @@ def test_answers_are_the_modules(program: Path, net: Net) -> None:
     np.testing.assert_allclose(found["y"], wanted["y"].numpy(), rtol=1e-5)
     np.testing.assert_allclose(found["parts_1"], wanted["parts"][1].numpy(), rtol=1e-5)
     assert list(engine.run({"x": x.numpy(), "scale": scale.numpy()}, ("y",))) == ["y"]
+
+
+def test_each_layer_of_a_program_takes_time(program: Path) -> None:
+    spec = ModelSpec("m", "torch", program, batch=BatchPolicy(max_batch_size=64))
+    batch = {"x": np.ones((3, 4), np.float32), "scale": np.ones((3, 1), np.float32)}
+    found = layers.profile(spec, EngineOptions(), batch, 0.05)
+    assert (found.engine, found.runs >= 5) == ("torch", True)
+    assert [layer.op for layer in found.layers] == [
+        "aten.linear.default", "aten.mul.Tensor", "aten.add.Tensor", "aten.sum.dim_IntList",
+        "aten.add.Tensor",
+    ]  # fmt: skip
+    assert found.layers[0].name == "layer/linear"
+    assert all(layer.us > 0 for layer in found.layers)
 
 
 def test_a_batch_that_the_program_does_not_take_fails_alone(program: Path) -> None:
