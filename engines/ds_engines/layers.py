@@ -37,6 +37,7 @@ Profiler = Callable[[ModelSpec, EngineOptions, Tensors, float], LayerProfile]
 
 PROFILERS = {
     "onnxruntime": "ds_engines.onnxruntime_layers:profile",
+    "openvino": "ds_engines.openvino_layers:profile",
     "tensorrt": "ds_engines.tensorrt_profile:profile",
     "torch": "ds_engines.torch_layers:profile",
 }

@@ -28,6 +28,15 @@ def test_each_layer_of_an_onnx_model(tmp_path: Path) -> None:
     assert 0 < sum(layer.us for layer in found.layers) <= found.run_us
 
 
+def test_each_layer_of_what_openvino_runs(tmp_path: Path) -> None:
+    path = onnx_models.mlp(tmp_path / "mlp.onnx")
+    batch = {"x": np.zeros((8, 64), np.float32)}
+    found = layers.profile(spec(path, "openvino"), EngineOptions(), batch, 0.05)
+    assert [layer.op for layer in found.layers].count("FullyConnected") == 2
+    assert found.engine == "openvino"
+    assert 0 < sum(layer.us for layer in found.layers) <= found.run_us
+
+
 def test_layers_inside_of_others_count_once(tmp_path: Path) -> None:
     path = onnx_models.slow(tmp_path / "slow.onnx")
     batch = {"x": np.zeros((2, 4), np.float32), "steps": np.array([20])}

@@ -80,6 +80,7 @@ def test_the_operators_word_comes_first_and_nothing_takes_its_place(
     [
         ('backend: "onnxruntime"', "onnxruntime"),
         ('platform: "onnxruntime_onnx"', "onnxruntime"),
+        ('backend: "openvino"', "openvino"),
         ('platform: "tensorrt_plan"', "tensorrt"),
         ("max_batch_size: 4", "tensorrt"),
     ],
