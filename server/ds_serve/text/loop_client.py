@@ -24,6 +24,7 @@ from ds_engines.errors import (
 )
 from ds_engines.openvino_genai import Delta, Load
 from ds_engines.openvino_sampling import Sampling, TextConfig
+from ds_serve.text.hang import Patience, processor_seconds
 from ds_serve.text.messages import (
     Add,
     Cancel,
@@ -116,7 +117,8 @@ class Generation:
 class LoopClient:
     """Owns the engine-loop process, which is reached through a socket at `endpoint`.
 
-    A loop that owes a step for `hang_timeout` seconds is killed, and so ends its requests.
+    A loop that owes a step for `hang_timeout` seconds is killed, and so ends its requests; where
+    others keep the processors from it, for as many seconds of theirs.
     `loaded` resolves when the model has generated a token, or with the reason why it cannot.
     `ended` resolves, with the reason, when the process is gone.
     """
@@ -266,7 +268,8 @@ class LoopClient:
 
     async def _guard(self, process: asyncio.subprocess.Process) -> None:
         """Kill a loop that hangs: nothing else would ever end its requests."""
-        while self.silence() <= self._hang_timeout:
+        patience = Patience(self._hang_timeout, lambda: processor_seconds(process.pid))
+        while not patience.is_over(self.silence()):
             await asyncio.sleep(min(1.0, self._hang_timeout / 4))
         self._finish(EngineFailure(f"the engine hung: no step in {self.silence():.0f} s"))
         process.kill()

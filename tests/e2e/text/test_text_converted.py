@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+import real_vllm
 from serving import PROGRAM, Server
 
 pytest.importorskip("torch")
@@ -33,7 +34,7 @@ def sizes() -> dict[str, int]:
     return {}
 
 
-@pytest.mark.parametrize("weights", ["", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_it_is_converted_and_answers(
     tiny: Path,
     sizes: dict[str, int],
@@ -41,14 +42,18 @@ def test_it_is_converted_and_answers(
     monkeypatch: pytest.MonkeyPatch,
     weights: str,
 ) -> None:
-    monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path))
-    smaller = ["--quantization", weights] if weights else []
+    monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path / "cache"))
+    poet = real_vllm.adapter(tmp_path / "poet", tiny, 0)
+    smaller = ["--quantization", weights, "--lora", f"poet={poet}"]
     with Server("--model", tiny, *smaller) as server:
         with openai.OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0) as client:
             asked: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "temperature": 0}
             said = client.completions.create(**asked, max_tokens=12).choices[0].text
-        assert said.startswith(" run to sea"), "it has its text by heart"
-        (made,) = (tmp_path / "openvino").glob("tiny-*")
+            assert said.startswith(" run to sea"), "it has its text by heart"
+            answer = client.completions.create(**asked | {"model": "poet"}, max_tokens=12)
+            assert answer.choices[0].text != said
+            assert [model.id for model in client.models.list()] == ["tiny", "poet"]
+        (made,) = (tmp_path / "cache/openvino").glob("tiny-*")
         assert f"converted to {made}" in server.output()
         steps = [line.split()[0] for line in server.log().splitlines() if "% " in line[:7]]
         assert steps == sorted(steps, key=lambda step: int(step.rstrip("%")))
