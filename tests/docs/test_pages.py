@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import doc_blocks
 import ensembles
@@ -127,6 +128,57 @@ SETTINGS = {
 }
 """The pages whose blocks are run here."""
 
+HELLO = [{"role": "user", "content": "Hello"}]
+CHATTING, TENSORS = "/v1/chat/completions", "/v2/models/magika/infer"
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "smollm2-135m-instruct", "messages": HELLO, **fields}
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    """One input to magika, of which the fields are wrong."""
+    right = {"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [256] * 2048}
+    return {"inputs": [right | fields]}
+
+
+WRONG: list[tuple[str, Any]] = [
+    (CHATTING, {"messages": HELLO}),
+    (CHATTING, chat(model="gpt-4")),
+    (CHATTING, chat(model="magika")),
+    (CHATTING, chat(model="all-minilm-l6-v2")),
+    (CHATTING, chat(logit_bias={"1": 2})),
+    (CHATTING, chat(shout=True)),
+    (CHATTING, chat(max_tokens=100_000)),
+    (CHATTING, chat(tool_choice="required")),
+    (CHATTING, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}])),
+    ("/v1/embeddings", chat(input="Hello")),
+    ("/v1/classify", {"model": "all-minilm-l6-v2", "input": "Hello"}),
+    ("/v1/realtime", chat()),
+    ("/v1/nothing", {"model": "no model"}),
+    ("/nothing", {}),
+    ("/v2/models/nothing/infer", row()),
+    ("/v2/models/magika/versions/9/infer", row()),
+    (TENSORS, {}),
+    (TENSORS, {"inputs": [3]}),
+    (TENSORS, row(name="x")),
+    (TENSORS, row(shape=[2048])),
+    (TENSORS, row(data=[256])),
+    (TENSORS, row(data=[[256], [256, 256]])),
+    (TENSORS, row(data=["a"] * 2048)),
+    (TENSORS, row(data=[1 << 40] * 2048)),
+    (TENSORS, row(datatype="int32")),
+    (TENSORS, row(datatype="INT64")),
+    (TENSORS, row(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8})),
+    (TENSORS, row() | {"outputs": [{"name": "labels"}]}),
+    (TENSORS, row() | {"parameters": {"triton_x": 1}}),
+    (TENSORS, row() | {"parameters": {"sequence_start": 2}}),
+    ("/v2/models/smollm2-135m-instruct/generate", {"prompt": "Hello"}),
+    ("/v2/repository/models/magika/load", {}),
+    ("/v2/systemsharedmemory/region/r/register", {"key": "/no", "offset": 0, "byte_size": 8}),
+]
+"""Requests that people get wrong."""
+
 PAGES = {page.name: page for page in doc_blocks.pages()}
 
 
@@ -200,3 +252,21 @@ def test_the_commands_of_a_page(name: str, servers: Servers, tmp_path: Path) -> 
             place.run(block)
     finally:
         place.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "body"), WRONG)
+def test_the_error_is_found_in_troubleshoot(path: str, body: Any, servers: Servers) -> None:
+    server = servers.shared()
+    answer = server.client.post(f"{server.http}{path}", json=body)
+    assert answer.status_code >= 400
+    error = answer.json()["error"]
+    said = error["message"] if isinstance(error, dict) else error
+    assert any(re.search(pattern, said) for pattern in troubleshooting()), said
+
+
+def troubleshooting() -> list[str]:
+    """What stands in the first column of the page, … for anything."""
+    page = PAGES["docs/troubleshoot.md"].path.read_text()
+    quoted = re.findall(r"^\| (?:``(.+?) ``|`([^`]+)`) \|", page, re.MULTILINE)
+    return [".*".join(map(re.escape, "".join(each).split("…"))) for each in quoted]

@@ -82,13 +82,13 @@ class Servers:
     folder: Path
     started: list[PageServer] = field(default_factory=list)
 
-    def shared(self, environment: dict[str, str]) -> PageServer:
+    def shared(self) -> PageServer:
         if not self.started:
             for name in SHARED:
                 fetch(name)
             flags = [word for name in SHARED for word in ("--model", name)]
             flags += ["--files", str(self.folder / "files")]
-            server = PageServer(["ds-serve", *flags], self.folder, environment)
+            server = PageServer(["ds-serve", *flags], self.folder, _environment(self.folder))
             self.started.append(server)
             server.start().wait_ready()
         return self.started[0]
@@ -154,7 +154,7 @@ class Workplace:
     def _serve(self, command: str) -> None:
         words = shlex.split(command, comments=True)
         if _shareable(words):
-            self._server = self._servers.shared(_environment(self._servers.folder))
+            self._server = self._servers.shared()
             return
         if command not in self._started:
             self._started[command] = PageServer(words, self.folder, self._environment)
