@@ -28,6 +28,8 @@ SCHEMAS_WHEEL = "kubernetes-validate==1.37.0"
 SCHEMAS = "kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict/_definitions.json"
 SCHEMAS_SHA256 = "a3dcf2f82ff63d271aaa62f6b77442a0ac00b73239c39109a4dd235251b16f41"
 MODELS = ("@kubernetes-models/keda@2.0.0", "@kubernetes-models/prometheus-operator@6.0.0")
+DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+NEWER_DEBIAN = "trixie"
 SECONDS = 300
 
 
@@ -41,6 +43,13 @@ def helm() -> str:
 
 def prometheus() -> str:
     return shutil.which("prometheus") or str(_cached("prometheus", _fetch_prometheus))
+
+
+def vmagent() -> str:
+    """An agent that takes metrics by OpenTelemetry's protocol and writes them to Prometheus'; from
+    Debian's 13th release on, as Debian builds Prometheus itself without that protocol.
+    """
+    return str(_cached("vmagent", _fetch_vmagent))
 
 
 def promtool() -> str:
@@ -125,6 +134,39 @@ def _fetch_prometheus(folder: Path) -> dict[str, Path]:
     (package,) = folder.glob("*.deb")
     _run(["dpkg-deb", "--extract", str(package), "."], folder)
     return {name: folder / "usr/bin" / name for name in ("prometheus", "promtool")}
+
+
+def _fetch_vmagent(folder: Path) -> dict[str, Path]:
+    """By lists of its own: the machine's stay as they are."""
+    places = {
+        "Dir::Etc::SourceList": "/dev/null",
+        "Dir::Etc::SourceParts": folder / "sources",
+        "Dir::State::Lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "Acquire::Languages": "none",
+    }
+    for each in ("sources", "lists/partial", "cache/archives/partial"):
+        (folder / each).mkdir(parents=True)
+    line = f"deb [signed-by={DEBIAN_KEYS}] {_debian()} {NEWER_DEBIAN} main\n"
+    (folder / "sources" / "newer.list").write_text(line)
+    apt = ["apt-get", *(f"-o{name}={value}" for name, value in places.items())]
+    _run([*apt, "update"], folder)
+    _run([*apt, "download", "victoria-metrics"], folder)
+    (package,) = folder.glob("*.deb")
+    _run(["dpkg-deb", "--extract", str(package), "."], folder)
+    return {"vmagent": folder / "usr/bin/vmagent"}
+
+
+def _debian() -> str:
+    """The place of Debian's packages that this machine asks."""
+    if shutil.which("apt-get") is None or not DEBIAN_KEYS.exists():
+        raise NotHere("this is no Debian")
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    found = [each for each in said if each.rstrip("/").endswith("/debian")]
+    if not found:
+        raise NotHere("apt has no place of Debian's packages")
+    return found[0]
 
 
 def _run(command: list[str], folder: Path) -> None:
