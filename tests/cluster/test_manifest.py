@@ -1,23 +1,25 @@
 """deploy/ray/: pods, Service and NetworkPolicy by Kubernetes' schemas, arguments by our parser.
 
-RayCluster itself has no schema in a package registry: its fields are not checked.
+RayCluster itself has no schema in a package registry: its fields are held to KubeRay's where the
+environment names its CustomResourceDefinition.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 yaml = pytest.importorskip("yaml")
-kubernetes_schemas = pytest.importorskip(
-    "kubernetes_schemas", reason="jsonschema_rs is not installed", exc_type=ImportError
-)
+jsonschema_rs = pytest.importorskip("jsonschema_rs", reason="jsonschema_rs is not installed")
+kubernetes_schemas = pytest.importorskip("kubernetes_schemas")
 
 from ds_serve import cli  # noqa: E402
 from ds_serve.settings import Settings  # noqa: E402
 
+CRD = "RAYCLUSTER_CRD"
 FILE = Path(__file__).parents[2] / "deploy" / "ray" / "raycluster.yaml"
 
 
@@ -39,6 +41,31 @@ def test_objects_fit_their_schemas(objects: list[dict[str, Any]]) -> None:
         assert kubernetes_schemas.mistakes(pod) == []
     for each in others:
         assert kubernetes_schemas.mistakes(each) == []
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema of Kubernetes in which fields that it does not name are mistakes."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if made.pop("x-kubernetes-int-or-string", False):
+        made.pop("type", None)
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.skipif(CRD not in os.environ, reason=f"{CRD} names no schema of KubeRay's")
+def test_the_cluster_fits_kuberay_s_schema(objects: list[dict[str, Any]]) -> None:
+    definition = yaml.safe_load(Path(os.environ[CRD]).read_text())
+    (version,) = (each for each in definition["spec"]["versions"] if each["storage"])
+    assert objects[0]["apiVersion"] == f"{definition['spec']['group']}/{version['name']}"
+    spec = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    validator = jsonschema_rs.Draft4Validator(spec)
+    assert [str(each) for each in validator.iter_errors(objects[0]["spec"])] == []
+    assert not validator.is_valid(objects[0]["spec"] | {"workerGroups": []}), "it is strict"
 
 
 def test_ds_serve_takes_its_arguments(objects: list[dict[str, Any]]) -> None:
