@@ -108,6 +108,7 @@ class _Builder:
         self._builder = library.api.Builder(self.log)
         self._network = self._builder.create_network(self._flags())
         self._parse()
+        self._require_fixed()
         self.config = self._builder.create_builder_config()
         self._configure()
         self._profiles = self._add_profile()
@@ -223,9 +224,24 @@ class _Builder:
             raise LoadError(f"{self.library} has no {name.lower().replace('_', ' ')}")
         self.config.set_flag(flag)
 
+    def _require_fixed(self) -> None:
+        """Raises LoadError for shapes that vary, with which the GPU would do all in place of the
+        accelerator.
+        """
+        if self.options.dla is None:
+            return
+        for tensor in self._inputs():
+            low, *_, high = self._shapes(tensor) if -1 in tuple(tensor.shape) else ((), ())
+            if low != high:
+                raise LoadError(
+                    f"dla: such an accelerator takes no shapes that vary, and input "
+                    f"{tensor.name!r} may be {list(low)} to {list(high)}; set max_batch_size to 1, "
+                    "or give the same shape three times as shapes"
+                )
+
     def _use_dla(self, core: int) -> None:
         there = getattr(self._builder, "num_DLA_cores", 0)
-        if core >= there:
+        if not 0 <= core < there:
             raise LoadError(
                 f"dla is {core}, but {self.library} finds {there or 'no'} DLA cores on this machine"
             )

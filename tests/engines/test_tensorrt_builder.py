@@ -109,8 +109,21 @@ def test_options_of_a_build(library: Library, tmp_path: Path) -> None:
     source = network(tmp_path / "net.onnx")
     options = BuildOptions(level=0, sparse=True, workspace=64)
     assert layer_of(build(library, source, options), "conv", "correlation").inputs == ("FP32",)
-    with pytest.raises(LoadError, match=r"dla is 0, but tensorrt_rtx .* finds no DLA cores"):
+    with pytest.raises(LoadError, match=r"no shapes that vary, and input 'x' may be \[1, 3, "):
         build(library, source, BuildOptions(dla=0))
+    with pytest.raises(LoadError, match=r"dla is 0, but tensorrt_rtx .* finds no DLA cores"):
+        build(library, source, BuildOptions(dla=0, batches=(1, 1, 1)))
+
+
+def test_layers_within_become_outputs_where_they_are_to_be_shown(
+    library: Library, tmp_path: Path
+) -> None:
+    source = network(tmp_path / "net.onnx", quantized=True)
+    shown = build(library, source, BuildOptions(level=0), shown={"c", "x_q", "x_d", "f", "y", "x"})
+    kinds = {tensor.name: tensor.datatype for tensor in shown.outputs}
+    # Numbers that are quantized are none of real numbers.
+    assert kinds == {"y": "FP32", "c": "FP32", "x_d": "FP32", "f": "FP32"}
+    assert next(each.shape for each in shown.outputs if each.name == "c") == (-1, 8, 16, 16)
 
 
 def test_fp16_that_is_asked_for_takes_a_file_of_fp16_where_types_are_the_files(
