@@ -151,6 +151,7 @@ class TensorRTEngine:
         why = tensorrt_store.misfit(
             tensorrt_store.facts(spec.artifact), self.library, self._device.kind
         )
+        self._allow_code(self._said.trust)
         engine = None if why else self._read(spec, spec.artifact)
         if engine is not None:
             return engine
@@ -170,12 +171,20 @@ class TensorRTEngine:
         watch = tensorrt_store.steps(f"model {spec.name}")
         self.source, self.options = source, options
         plan = tensorrt_store.built(self.library, source, options, self._device.kind, watch)
+        self._allow_code(options.compatible)
         engine = self._read(spec, plan)
         if engine is None:
             raise LoadError(f"{self.library} cannot run what it built: {self._log.last}")
         if options.stripped:
             self._refit(source, engine)
         return engine
+
+    def _allow_code(self, allowed: bool) -> None:
+        """Whether plans may bring code for this machine's processor, as those do that more than one
+        release runs.
+        """
+        if hasattr(self._runtime, "engine_host_code_allowed"):
+            self._runtime.engine_host_code_allowed = allowed
 
     def _read(self, spec: ModelSpec, plan: Path) -> Any:
         ledger = Ledger(spec.name, str(self._device), self._device.free())

@@ -56,6 +56,9 @@ def server(place: Place) -> Iterator[Server]:
     (models / "moved/1/model.plan").write_bytes(b"ptrt" + bytes(99))
     known = {"library": "tensorrt 8.6.1", "gpu": "A100, compute capability 8.0"}
     (models / "moved/1/model.plan.json").write_text(json.dumps(known))
+    (models / "moved/config.pbtxt").write_text(
+        'parameters { key: "tensorrt.compatible" value { string_value: "true" } }'
+    )
     (models / "large/config.pbtxt").write_text("max_batch_size: 4096")
     more = ("--model-control-mode", "explicit", "--open-control", "--load-model=net")
     with Server("--model-repository", models, *more) as made:
@@ -109,7 +112,7 @@ def test_where_memory_is_short_a_batch_is_run_in_halves_by_the_same_worker(
     np.testing.assert_allclose(asked(client, rows, "net"), wanted(place, rows), rtol=1e-4)
     until(lambda: "net: 7 rows again in halves: TensorRT failed" in server.log(), "no halves")
     place.say(rows=0)
-    with pytest.raises(InferenceServerException, match="(?i)out ?of ?memory") as refused:
+    with pytest.raises(InferenceServerException, match=r"(?i)out ?of ?memory") as refused:
         asked(client, rows, "net")
     assert refused.value.status() == "503"
     place.say()
@@ -127,6 +130,21 @@ def test_a_plan_of_another_gpu_is_built_anew_from_the_file_beside_it(
     assert re.search(said + r" is Stand-in.*; model\.onnx is built anew", server.log())
 
 
+def test_a_plan_that_brings_code_for_the_processor_is_for_those_who_trust_it(
+    client: tritonclient.http.InferenceServerClient, place: Place
+) -> None:
+    (plan,) = (
+        each
+        for each in (place.folder / "cache/tensorrt").glob("*.plan")
+        if each.read_bytes().startswith(b"vtrt")  # what was built here in the test before
+    )
+    folder = place.folder / "models/given/1"
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(plan.read_bytes())
+    with pytest.raises(InferenceServerException, match=r"cannot run here: .* host code"):
+        client.load_model("given")
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     client: tritonclient.http.InferenceServerClient, place: Place
 ) -> None:
@@ -138,6 +156,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     client.load_model("large")
 
 
+@pytest.mark.slow
 def test_a_gpu_that_shares_the_hosts_memory_needs_no_copies_and_layers_are_shown(
     place: Place,
 ) -> None:

@@ -167,7 +167,8 @@ def worker_config(
             memory_efficient=settings.memory_efficient,
             dtype=precision.canonical(settings.dtype),
             debug_numerics=settings.debug_numerics,
-            trust=settings.trust,
+            # What a client has sent is never trusted with code of its own.
+            trust=settings.trust and source.scratch is None,
         ),
         socket=socket,
         config_file=source.config,

@@ -105,6 +105,10 @@ class OnnxParser:
 class Config:
     def __init__(self) -> None:
         self.profile: dict[str, Any] = {}
+        self.flags: set[int] = set()
+
+    def set_flag(self, flag: int) -> None:
+        self.flags.add(flag)
 
     def add_optimization_profile(self, profile: Any) -> int:
         self.profile = profile.shapes
@@ -122,7 +126,7 @@ class Config:
     def _taken(self, *_: Any) -> None: ...
 
     set_preview_feature = set_tactic_sources = set_memory_pool_limit = _taken
-    set_flag = clear_flag = _taken
+    clear_flag = _taken
 
 
 class Profile:
@@ -146,16 +150,22 @@ class Builder:
         return Profile()
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes:
-        return b"ptrt" + pickle.dumps((network.model.SerializeToString(), config.profile))
+        magic = b"vtrt" if BuilderFlag.VERSION_COMPATIBLE in config.flags else b"ptrt"
+        return magic + pickle.dumps((network.model.SerializeToString(), config.profile))
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, log: Any) -> None:
         self._log = log
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        if not plan.startswith(b"ptrt\x80"):
+        if not plan.startswith((b"ptrt\x80", b"vtrt\x80")):
             self._log.log(Severity.ERROR, "the plan's magic tag does not match")
+            return None
+        if plan.startswith(b"vtrt") and not self.engine_host_code_allowed:
+            self._log.log(Severity.ERROR, "the plan has host code, which is not allowed")
             return None
         return Engine(self._log, *pickle.loads(plan[4:]))
 
