@@ -1,4 +1,7 @@
-"""A Ray cluster of two nodes on this machine, and ds-serve in front of it."""
+"""A Ray cluster of two nodes on this machine, and ds-serve in front of it.
+
+They take long to start, so that all tests share them.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ SETTINGS = {
 }
 """Of Ray's processes: it waits longer for a busy machine, and hears of load sooner."""
 
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
+
 TRIES = 5
 
 NO_RAY = "ray is not installed: pip install 'ds-serve[ray]' into an environment of its own"
@@ -50,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=NO_RAY))
 
 
-def node() -> dict[str, Any]:
+def node(**more: Any) -> dict[str, Any]:
     """What a node has."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in PORTS]
@@ -58,7 +63,11 @@ def node() -> dict[str, Any]:
     return {
         "num_cpus": 2,
         "object_store_memory": 100 * 2**20,
+        # Nobody reads their output here, and each is a process more to start in that time.
+        "include_log_monitor": False,
+        "no_monitor": True,
         **dict(zip(PORTS, ports, strict=True)),
+        **more,
     }
 
 
@@ -73,10 +82,12 @@ def patiently(attempt: Callable[[], Any]) -> Any:
     raise AssertionError("the last try returns or raises")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nodes() -> Iterator[Any]:
     """`ray.cluster_utils.Cluster` with a head and another node."""
     os.environ.update(SETTINGS)
+    # Each of Ray's processes imports all of it: what is compiled once is to be kept.
+    unkept = os.environ.pop(NO_BYTECODE, None)
     from ray.cluster_utils import Cluster
 
     made = Cluster()
@@ -88,16 +99,19 @@ def nodes() -> Iterator[Any]:
         made.shutdown()
         for name in SETTINGS:
             del os.environ[name]
+        if unkept is not None:
+            os.environ[NO_BYTECODE] = unkept
 
 
-@pytest.fixture(scope="module")
-def add_node(nodes: Any) -> Callable[[], Any]:
-    return lambda: patiently(lambda: nodes.add_node(**node()))
+@pytest.fixture(scope="session")
+def add_node(nodes: Any) -> Callable[..., Any]:
+    """Adds a node, of which more may be said than is usual."""
+    return lambda **more: patiently(lambda: nodes.add_node(**node(**more)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(nodes: Any) -> Iterator[Callable[..., Server]]:
-    """Starts ds-serve for models on that cluster, told the flags; all end with the module."""
+    """Starts ds-serve for models on that cluster, told the flags; all end with the session."""
     started: list[Server] = []
 
     def start(*arguments: str | Path) -> Server:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,8 @@ import python_models
 import texts
 import tritonclient.grpc
 import tritonclient.http
-from serving import Server, children, until
+from ray_nodes import replicas, servers
+from serving import Server, until
 
 Start = Callable[..., Server]
 X = np.ones((1, 64), np.float32)
@@ -81,31 +84,6 @@ def load(server: Server, model: str, clients: int, name: str = "x", x: Any = X) 
         asking.stop()
         for thread in threads:
             thread.join(150)
-
-
-def replicas(node: Any) -> int:
-    """How many replicas' servers run on a node."""
-    (raylet,) = (one.process.pid for one in node.all_processes["raylet"])
-    commands = [
-        Path(f"/proc/{pid}/cmdline").read_bytes()
-        for worker in children(raylet)
-        for pid in descendants(worker)
-        if Path(f"/proc/{pid}").exists()
-    ]
-    return sum(b"ds_serve.cluster.child" in command for command in commands)
-
-
-def descendants(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task")
-    try:
-        found = [
-            int(child)
-            for task in tasks.iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
-    return found
 
 
 def everywhere(nodes: Any) -> int:
@@ -176,6 +154,20 @@ def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any, add_node: Callable[[]
     add_node()
 
 
+def test_ray_replaces_a_replica_whose_server_has_died(mlp: tuple[Server, Path], nodes: Any) -> None:
+    server, _ = mlp
+    until(lambda: everywhere(nodes) == 2, "not two replicas", LONG, server.log)
+    at, killed = next((node, pid) for node in nodes.list_all_nodes() for pid in servers(node))
+    with load(server, "mlp", 2) as asking:
+        until(lambda: asking.answers.total() > 20, "no answers", LONG, server.log)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: killed not in servers(at), "it is still there", 30)
+        until(lambda: everywhere(nodes) == 2, "Ray did not start another", LONG, server.log)
+        asking.answers.clear()
+        until(lambda: asking.answers.total() > 20, "no answers any more", LONG, server.log)
+    assert len(asking.failures) <= 2, asking.failures
+
+
 def test_replicas_follow_the_load(served: Start, nodes: Any, tmp_path: Path) -> None:
     folder = python_models.put(tmp_path, "slow", SLOW, SLOW_CONFIG)
     before = everywhere(nodes)
@@ -201,6 +193,11 @@ def test_a_text_model(served: Start) -> None:
     body = texts.PARIS | {"stream": True}
     answer = server.client.post(f"{server.http}/v1/chat/completions", json=body, timeout=LONG)
     assert answer.text.rstrip().endswith("data: [DONE]")
+    text = tritonclient.grpc.InferInput("text_input", [1], "BYTES")
+    text.set_data_from_numpy(np.array([b"The capital of France is"], dtype=object))
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        found = client.infer(texts.TEXT, [text], client_timeout=LONG).as_numpy("text_output")
+    assert b"Paris" in found.item()
 
 
 def test_there_is_no_such_cluster(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class ClusterKeeper(IdleKeeper):
         if not told.addresses:
             self._become(*self._absent(told))
             if told.failed:
+                log.error("model %s has failed: %s", self.name, told.reason)
                 self._asked.set()
             return
         try:

@@ -16,6 +16,10 @@ from contextlib import suppress
 import aiohttp
 
 READY = re.compile(r"^ds-serve is ready: HTTP (\S+) ")
+ERROR, NO_MODEL = "ERROR", "no model is left"
+WHEN = re.compile(rf"^\S+ {ERROR} +\S+ +")
+"""What stands before a message in the log, as text."""
+
 FAILED = "ds-serve failed: "
 """Before the reason, in what a replica says that could not start: Ray puts much around it."""
 
@@ -50,11 +54,9 @@ class Replica:
         GPUs of its machine, of which none is reserved for it.
         """
         self._base, self._drain, self._revision = base, drain, revision
+        self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS))
         self._server = Server(model, arguments, host or _own_address(), _cluster(hide))
         self._url = await self._server.ready()
-        self._client = aiohttp.ClientSession(
-            self._url, timeout=aiohttp.ClientTimeout(total=SECONDS)
-        )
 
     async def address(self) -> tuple[str, str]:
         """Where its model answers, "" while it does not; and its revision."""
@@ -72,7 +74,7 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Requests that wait and run here."""
-        async with self._client.get("/metrics") as answer:
+        async with self._client.get(f"{self._url}/metrics") as answer:
             text = await answer.text()
         lines = (line for line in text.splitlines() if line.startswith(IN_FLIGHT))
         return {REQUESTS: sum(float(line.rpartition(" ")[2]) for line in lines)}
@@ -84,7 +86,7 @@ class Replica:
 
     async def _status(self, path: str) -> int:
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with self._client.get(path) as answer:
+            async with self._client.get(self._url + path) as answer:
                 return answer.status
         return 0
 
@@ -118,10 +120,11 @@ class Server:
 
     @property
     def reason(self) -> str:
-        """Why it ended: the last line that tells of an error."""
-        told = [line for line in self._lines if "ERROR" in line or line.startswith("ds-serve: ")]
-        last = (told or list(self._lines) or ["it says nothing"])[-1]
-        return last.removeprefix("ds-serve: ")
+        """Why it ended: the last line that tells of an error, and of which one."""
+        told = [line for line in self._lines if ERROR in line or line.startswith("ds-serve: ")]
+        telling = [line for line in told if not line.endswith(NO_MODEL)]
+        last = (telling or told or list(self._lines) or ["it says nothing"])[-1]
+        return WHEN.sub("", last).removeprefix("ds-serve: ")
 
     async def ready(self) -> str:
         """Its address, once its model answers. Raises RuntimeError where it ends instead."""
