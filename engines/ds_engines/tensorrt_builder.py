@@ -8,7 +8,7 @@ where they are quicker if they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,12 @@ from ds_engines.errors import LoadError
 from ds_engines.precision import BF16, FP16, FP32
 from ds_engines.tensorrt_layers import PlanLayer, told
 from ds_engines.tensorrt_library import DATATYPES, Library, log
+from ds_engines.tensorrt_progress import Watch, monitor
 from ds_engines.tensorrt_timings import Timings
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, Shape, Shape]
 """The smallest, the usual and the largest."""
-
-Watch = Callable[[str], None]
-"""Called with the name of what TensorRT does, at each step of it; from TensorRT's threads."""
 
 _REAL = ("FLOAT", "HALF", "BF16")
 
@@ -115,9 +113,9 @@ class _Builder:
 
     def watch(self, watch: Watch | None) -> None:
         """Tell it how far this is; releases before 9 cannot."""
-        monitor = _monitor(self.library, watch) if watch is not None else None
-        if monitor is not None:
-            self.config.progress_monitor = monitor
+        made = monitor(self.library, watch) if watch is not None else None
+        if made is not None:
+            self.config.progress_monitor = made
 
     def show(self, names: Collection[str]) -> None:
         """Make outputs of these tensors, where they are there and no shapes."""
@@ -303,25 +301,3 @@ def _layer(problem: Any) -> str:
     if hasattr(problem, "node_name"):
         return f"layer {problem.node_name()!r} ({problem.node_operator()})"
     return f"node {problem.node()} of the graph"
-
-
-def _monitor(library: Library, watch: Watch) -> Any:
-    """What tells `watch` of each step of TensorRT's; None for a release that cannot."""
-    if not hasattr(library.api, "IProgressMonitor"):
-        return None
-
-    class Monitor(library.api.IProgressMonitor):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def phase_start(self, phase: str, parent: str | None, count: int) -> None:
-            """Phases are nested; steps alone are counted."""
-
-        def phase_finish(self, phase: str) -> None:
-            """See phase_start."""
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            watch(phase)
-            return True
-
-    return Monitor()

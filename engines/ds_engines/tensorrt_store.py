@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,10 @@ from ds_engines.errors import LoadError
 from ds_engines.onnx_halves import halved
 from ds_engines.precision import AUTO, FP16
 from ds_engines.spec import ModelSpec
-from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, Watch, build
+from ds_engines.tensorrt_builder import BuildOptions, PlanTensor, Shapes, build
 from ds_engines.tensorrt_layers import PlanLayer
 from ds_engines.tensorrt_library import Library
+from ds_engines.tensorrt_progress import Watch
 from ds_engines.tensorrt_shapes import parsed
 from ds_engines.tensorrt_timings import keep
 
@@ -178,15 +179,16 @@ def home() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ds-serve" / "tensorrt"
 
 
-def steps(name: str) -> Callable[[str], None]:
-    """Logs what TensorRT does, when that changes."""
-    last = ""
+def steps(name: str) -> Watch:
+    """Logs how far TensorRT is, at every tenth."""
+    last = 0
 
-    def watch(phase: str) -> None:
+    def watch(phase: str, done: float) -> None:
         nonlocal last
-        if phase != last:
-            last = phase
-            log.info("%s: %s", name, phase)
+        tenth = int(10 * done)
+        if tenth > last:
+            last = tenth
+            log.info("%s: %d %% of its plan are built (%s)", name, 10 * tenth, phase)
 
     return watch
 

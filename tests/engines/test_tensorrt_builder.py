@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 
 import msgspec
@@ -76,9 +78,11 @@ def layer_of(built: Built, source: str, *kinds: str) -> PlanLayer:
 
 
 def test_what_is_in_a_plan_is_read_back(library: Library, tmp_path: Path) -> None:
-    phases: list[str] = []
+    phases: list[tuple[str, float]] = []
     source = network(tmp_path / "net.onnx")
-    built = build(library, source, BuildOptions(batches=(1, 4, 16)), watch=phases.append)
+    built = build(
+        library, source, BuildOptions(batches=(1, 4, 16)), watch=lambda *step: phases.append(step)
+    )
     assert built.plan[:4] in tensorrt_store.MAGIC
     (x,), (y,) = built.inputs, built.outputs
     assert (x.name, x.datatype, x.shape) == ("x", "FP32", (-1, 3, 16, 16))
@@ -86,7 +90,10 @@ def test_what_is_in_a_plan_is_read_back(library: Library, tmp_path: Path) -> Non
     assert (y.name, y.datatype, y.shape, y.profile) == ("y", "FP32", (-1, 10), None)
     conv = layer_of(built, "conv", "correlation")
     assert conv.inputs == conv.outputs == ("FP32",)
-    assert phases
+    shares = [share for _, share in phases]
+    assert len({phase for phase, _ in phases}) > 2
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.5 < shares[-1] <= 1
 
 
 def test_int8_layers_really_are_int8(library: Library, tmp_path: Path) -> None:
@@ -179,7 +186,10 @@ def test_shapes_that_do_not_fit_the_file(
 
 
 def test_a_plan_is_built_once_and_known_again(
-    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Library,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("DS_SERVE_CACHE", str(tmp_path / "cache"))
     source = network(tmp_path / "net.onnx")
@@ -188,7 +198,12 @@ def test_a_plan_is_built_once_and_known_again(
     )
     options = tensorrt_store.options_of(spec)
     assert options.batches == (1, 8, 16)
-    plan = tensorrt_store.built(library, source, options, gpu="A, compute capability 1.0")
+    with caplog.at_level(logging.INFO, logger="ds_engines"):
+        plan = tensorrt_store.built(
+            library, source, options, "A, compute capability 1.0", tensorrt_store.steps("model net")
+        )
+    told = re.findall(r"model net: (\d+) % of its plan are built", caplog.text)
+    assert 2 < len(told) == len(set(told)) <= 10
     written = plan.stat().st_mtime_ns
     assert tensorrt_store.is_plan(plan)
     assert plan.is_relative_to(tmp_path / "cache/tensorrt")

@@ -72,7 +72,7 @@ def _watched(build: Any, context: Context) -> Built:
 
     def run() -> None:
         try:
-            events.put(Done(build(watch=events.put)))
+            events.put(Done(build(watch=lambda phase, _: events.put(phase))))
         except Exception as error:
             events.put(Done(error=error))
 
