@@ -163,6 +163,12 @@ class Ones:
         into[...] = 1
 
 
+def test_numpys_operators_take_what_a_client_has_on_a_gpu() -> None:
+    lent = cast("np.ndarray", DeviceArray(cast(Foreign, Ones()), 0, (2, 3), np.float32))
+    assert (lent @ np.full((3, 1), 2) + 1).tolist() == [[7], [7]]
+    assert (1 - lent / 2).sum() == 3
+
+
 def test_what_a_client_has_on_a_gpu_is_fetched_where_the_model_runs_on_the_cpu(
     tmp_path: Path,
 ) -> None:

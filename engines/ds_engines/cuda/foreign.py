@@ -63,8 +63,10 @@ class Foreign:
         self._call(self._runtime.cudaIpcCloseMemHandle, self.address)
 
 
-class DeviceArray:
-    """A tensor that lies there. Numpy, where it is given one, makes a copy on the host."""
+class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """A tensor that lies there. Numpy, where it is given one, makes a copy on the host; so do sums
+    and products of engines that others have written.
+    """
 
     def __init__(self, memory: Foreign, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
         self._memory = memory
@@ -86,6 +88,10 @@ class DeviceArray:
         held = np.empty(self.shape, self.dtype)
         self._memory.fetch(self.address, held)
         return held if dtype is None else held.astype(dtype)
+
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **more: Any) -> Any:
+        held = [np.asarray(each) if isinstance(each, DeviceArray) else each for each in given]
+        return getattr(function, method)(*held, **more)
 
     def __len__(self) -> int:
         return self.shape[0]
