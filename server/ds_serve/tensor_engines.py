@@ -19,6 +19,7 @@ ENGINES = (ONNXRUNTIME, TENSORRT, OPENVINO)
 
 PLANS = (".plan", ".engine", ".trt")
 CUDA = "cuda.bindings"
+NO_GPU = "there is no NVIDIA GPU here"
 
 ON_GPUS = (ONNXRUNTIME, TORCH)
 """Those that run on the CPU and on GPUs, as their packages and the machine allow."""
@@ -58,7 +59,8 @@ def of_onnx(file: Path, config: Path | None, wish: Wish) -> Choice:
     """
     named = wish.engine if wish.engine in ENGINES else _configured(config)
     if named == TENSORRT:
-        _require(file, "an ONNX file that TensorRT is to run", wish)
+        instead = f"--engine {ONNXRUNTIME} runs it on the CPU"
+        _require(file, "an ONNX file that TensorRT is to run", instead, wish)
     if named:
         return Choice(named, _why(named, wish))
     if not _on_cpu(wish.device) and not missing():
@@ -166,7 +168,7 @@ def of_plan(file: Path, wish: Wish) -> Choice:
     """Who runs a plan. Raises ConfigError where nothing here can."""
     if wish.engine in ENGINES and wish.engine != TENSORRT:
         raise ConfigError(f"--engine {wish.engine}: {file} is a TensorRT plan; give the ONNX file")
-    _require(file, "a TensorRT plan", wish)
+    _require(file, "a TensorRT plan", "give the ONNX file that it was built from", wish)
     return Choice(TENSORRT, "a TensorRT plan, so TensorRT runs it on the GPU")
 
 
@@ -177,9 +179,9 @@ def refuse_other(file: Path, engine: str, wish: Wish) -> None:
 
 
 def missing() -> str:
-    """What this machine lacks for TensorRT, and what to do; empty where it has all."""
+    """What this machine lacks for TensorRT; empty where it has all."""
     if not devices.visible() or devices.is_rocm():
-        return "there is no NVIDIA GPU here; give the ONNX file that it was built from"
+        return NO_GPU
     if not tensorrt_library.installed():
         return f"TensorRT is not installed: {tensorrt_library.INSTALL}"
     if not installed(CUDA):
@@ -199,8 +201,10 @@ def preferred(files: Iterable[Path]) -> list[Path]:
     return [file for file in there if file.stem not in both or file.suffix.lower() not in unfit]
 
 
-def _require(file: Path, what: str, wish: Wish) -> None:
+def _require(file: Path, what: str, instead: str, wish: Wish) -> None:
     lacks = "" if wish.elsewhere else missing()
+    if lacks == NO_GPU:
+        lacks += f"; {instead}"
     if _on_cpu(wish.device):
         lacks = "--device cpu rules out the GPU"
     if lacks:

@@ -90,6 +90,15 @@ def test_then_the_configurations(onnx: Path, config: str, engine: str) -> None:
     assert chosen(onnx).engine == engine
 
 
+def test_an_onnx_file_that_tensorrt_cannot_run_is_told_another_engine(
+    onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_machine_with(monkeypatch, "", "tensorrt", "cuda.bindings")
+    said = "no NVIDIA GPU here; --engine onnxruntime runs it on the CPU"
+    with pytest.raises(ConfigError, match=said):
+        chosen(onnx, engine="tensorrt")
+
+
 @pytest.mark.parametrize(
     ("cards", "packages", "said"),
     [

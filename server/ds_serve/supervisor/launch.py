@@ -47,6 +47,8 @@ def check(settings: Settings, sources: Sequence[ModelSource]) -> None:
         raise ConfigError(
             f"-- {settings.vllm_args[0]}: it is for vLLM, which no model here runs on"
         )
+    if settings.lora and not texts and not settings.model_repository:
+        raise ConfigError(f"--lora {settings.lora[0]}: it is for a text model, and none is given")
     if settings.lora and len(texts) > 1:
         raise ConfigError(
             f"--lora {settings.lora[0]}: there are {len(texts)} text models; say whose it is: "
