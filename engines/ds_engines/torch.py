@@ -51,11 +51,11 @@ class TorchEngine:
         self.device = find(options.device)
         check_room(spec, self.device)
         self.precision = Precision(spec, options, self.device)
-        self.program = _loaded(spec, self.device, options)
+        self.program = _loaded(self._placed(spec), self.device, options)
         if options.memory_efficient:
             sparing.give_back()
         log.info("model %s: PyTorch %s on %s", spec.name, torch.__version__, title(self.device))
-        self.spec = self._placed(self.program.spec)
+        self.spec = self.program.spec
         self._place = self._processor(options)
         coarse = TOLERANCE.get(options.dtype, 0.02 if self.spec.accelerated else 0.0)
         self.spec = complete(self.spec, self, tolerance=coarse)
@@ -88,6 +88,7 @@ class TorchEngine:
         }
 
     def _placed(self, spec: ModelSpec) -> ModelSpec:
+        """With as many slots as the device has, which files that are compiled are told."""
         if self.device.type == "cpu":
             return spec
         slots = SLOTS if spec.slots == 1 else spec.slots
