@@ -262,11 +262,4 @@ def test_the_error_is_found_in_troubleshoot(path: str, body: Any, servers: Serve
     assert answer.status_code >= 400
     error = answer.json()["error"]
     said = error["message"] if isinstance(error, dict) else error
-    assert any(re.search(pattern, said) for pattern in troubleshooting()), said
-
-
-def troubleshooting() -> list[str]:
-    """What stands in the first column of the page, … for anything."""
-    page = PAGES["docs/troubleshoot.md"].path.read_text()
-    quoted = re.findall(r"^\| (?:``(.+?) ``|`([^`]+)`) \|", page, re.MULTILINE)
-    return [".*".join(map(re.escape, "".join(each).split("…"))) for each in quoted]
+    assert any(pattern.search(said) for pattern in doc_blocks.troubleshooting()), said

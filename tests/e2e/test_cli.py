@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from doc_blocks import troubleshooting
 from onnx_models import mlp
 from serving import PROGRAM, Server
 
@@ -58,6 +59,7 @@ def _run(*arguments, cwd=None, seconds=60):
     )
     assert "Traceback" not in done.stderr
     assert "is ready" not in done.stdout
+    assert any(pattern.search(done.stderr) for pattern in troubleshooting()), done.stderr
     return done.returncode, done.stderr
 
 
@@ -81,6 +83,7 @@ def _run(*arguments, cwd=None, seconds=60):
         (["--model", "good.onnx", "--quantization", "int8"], "--quantization int8"),
         (["--model", "good.onnx", "--dtype", "fp8"], "--dtype is 'fp8'.*bf16"),
         (["--model", "good.onnx", "--max-seq-len", "512"], "--max-seq-len"),
+        (["--model", "good.onnx", "--lora", "a=b"], "--lora a=b.*text model"),
         (["--model", "good.onnx", "--max-batch-size", "0"], "--max-batch-size is 0.*1 or more"),
         (["--model", "good.onnx", "--max-batch-size", "many"], "--max-batch-size.*'many'"),
         (["--model", "good.onnx", "--max-queue-size", "-1"], "--max-queue-size is -1"),

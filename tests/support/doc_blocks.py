@@ -103,6 +103,14 @@ def pages() -> list[Page]:
     return [read(path) for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))]
 
 
+def troubleshooting() -> list[re.Pattern[str]]:
+    """The messages of docs/troubleshoot.md, … for anything."""
+    page = (DOCS / "troubleshoot.md").read_text()
+    quoted = re.findall(r"^\| (?:``(.+?) ``|`([^`]+)`) \|", page, re.MULTILINE)
+    patterns = (".*".join(map(re.escape, "".join(each).split("…"))) for each in quoted)
+    return [re.compile(pattern) for pattern in patterns]
+
+
 def blocks(page: str, text: str) -> tuple[Block, ...]:
     """The blocks of a page's text, in their order."""
     return tuple(sorted(_blocks(page, text), key=lambda block: block.line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ from ds_engines import errors
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("server", "engines", "quantize")
-_FILLED_IN = re.compile(r"%[\d.]*[sdgfr]|\{[^}]*\}")
+_FILLED_IN = re.compile(r"%(?:\(\w+\))?[\d.]*[sdgfr]|\{[^}]*\}")
 
 
 def messages() -> set[str]:
-    """Each text of the source; those that are written in parts are joined, as Python does."""
-    files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    """Each text of the source, and of what reads the command lines; those that are written in parts
+    are joined, as Python does.
+    """
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    files.append(Path(argparse.__file__))
     return {text for path in files for text in _texts(ast.parse(path.read_text()))}
 
 
