@@ -52,6 +52,7 @@ def server(
     flags += ["--dtype", "float32"]  # of 16 bits on a CPU SmolLM2 knows less
     with real_vllm.serving(*flags, "--", "--enforce-eager") as running:
         running.client.headers["authorization"] = f"Bearer {secrets['boss'][0]}"
+        until(lambda: len(replicas(running)) == 2, "there are not two", 300, running.log)
         yield running
 
 

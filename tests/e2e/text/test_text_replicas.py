@@ -23,6 +23,8 @@ def test_one_of_two_goes_on_alone() -> None:
         Server("--model", TEXT, "--replicas", "2", "--memory-efficient") as server,
         openai.OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0) as client,
     ):
+        ready = f"ready model={TEXT}"
+        until(lambda: server.log().count(ready) == 2, "there are not two", 120, server.log)
         before = workers(server)
         assert len(before) == 2
         victim = min(before)
@@ -34,5 +36,5 @@ def test_one_of_two_goes_on_alone() -> None:
         answer = client.chat.completions.create(**PARIS)
         assert "Paris" in (answer.choices[0].message.content or "")
         assert server.ready()
-        until(lambda: len(workers(server)) == 2, "the other is not back", 120, server.log)
+        until(lambda: server.log().count(ready) == 3, "it is not back", 120, server.log)
         assert victim not in workers(server)
