@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -86,6 +88,22 @@ def load(server: Server, model: str, clients: int, name: str = "x", x: Any = X) 
             thread.join(150)
 
 
+RUNNING = """
+import sys, ray
+from ray import serve
+ray.init(address=sys.argv[1], log_to_driver=False)
+found = serve.status().applications["ds-serve-mlp"].deployments["mlp"]
+print({str(getattr(k, "value", k)): n for k, n in found.replica_states.items()}.get("RUNNING", 0))
+"""
+
+
+def running(nodes: Any) -> int:
+    """How many replicas of `mlp` have started, as Ray says."""
+    asked = [sys.executable, "-c", RUNNING, nodes.address]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=LONG)
+    return int(done.stdout.split()[-1])
+
+
 def everywhere(nodes: Any) -> int:
     return sum(replicas(node) for node in nodes.list_all_nodes())
 
@@ -156,7 +174,8 @@ def test_a_node_dies(mlp: tuple[Server, Path], nodes: Any, add_node: Callable[[]
 
 def test_ray_replaces_a_replica_whose_server_has_died(mlp: tuple[Server, Path], nodes: Any) -> None:
     server, _ = mlp
-    until(lambda: everywhere(nodes) == 2, "not two replicas", LONG, server.log)
+    until(lambda: running(nodes) == 2, "not two replicas", LONG, server.log)
+    time.sleep(2)  # the gateways are told twice a second
     at, killed = next((node, pid) for node in nodes.list_all_nodes() for pid in servers(node))
     with load(server, "mlp", 2) as asking:
         until(lambda: asking.answers.total() > 20, "no answers", LONG, server.log)
@@ -195,8 +214,10 @@ def test_a_text_model(served: Start) -> None:
     assert answer.text.rstrip().endswith("data: [DONE]")
     text = tritonclient.grpc.InferInput("text_input", [1], "BYTES")
     text.set_data_from_numpy(np.array([b"The capital of France is"], dtype=object))
+    how = tritonclient.grpc.InferInput("sampling_parameters", [1], "BYTES")
+    how.set_data_from_numpy(np.array([b'{"temperature": 0, "max_tokens": 8}'], dtype=object))
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        found = client.infer(texts.TEXT, [text], client_timeout=LONG).as_numpy("text_output")
+        found = client.infer(texts.TEXT, [text, how], client_timeout=LONG).as_numpy("text_output")
     assert b"Paris" in found.item()
 
 
