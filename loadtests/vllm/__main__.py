@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
@@ -104,6 +105,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         python=given.vllm_python,
         device="cpu" if given.dry else "cuda",
         gateways=given.gateways,
+        flags=tuple(shlex.split(given.engine_flags)),
     )
     folder = given.smollm2.absolute()
     if given.dry:
@@ -155,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--vllm-python", default=sys.executable, help="the interpreter that has vLLM")
     add("--minutes", type=float, default=9.5, help="for all parts together; default: 9.5")
     add("--gateways", type=int, default=2)
+    add("--engine-flags", default="", help="more flags of vLLM's, for every server, as one word")
     add("--dry", action="store_true", help="a rehearsal on the processor, with tiny shapes")
     add("--size", choices=("8b", "20b", "tiny"), help="of `throughput`; default: 8b")
     add("--requests", type=int, help="of each run of `throughput`; default: 1000")

@@ -25,6 +25,7 @@ PROC = Path("/proc")
 @dataclass(frozen=True)
 class Place:
     """Where all is: `out` for logs and results, `python` runs vLLM, `device` is cuda or cpu.
+    `flags`: vLLM's, for every server.
 
     `until`: the monotonic time by which all must be over.
     """
@@ -34,6 +35,7 @@ class Place:
     python: str = sys.executable
     device: str = "cuda"
     gateways: int = 2
+    flags: tuple[str, ...] = ()
 
     @property
     def left(self) -> float:
@@ -42,7 +44,8 @@ class Place:
     @property
     def engine(self) -> list[str]:
         """vLLM's flags that this device needs."""
-        return [] if self.device == "cuda" else ["--enforce-eager", "--dtype", "bfloat16"]
+        needed = [] if self.device == "cuda" else ["--enforce-eager", "--dtype", "bfloat16"]
+        return [*needed, *self.flags]
 
 
 @dataclass

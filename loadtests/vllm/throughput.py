@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -41,11 +42,11 @@ def _runs(plan: Plan, alone: Running, ours: Running) -> list[Run]:
     warm = Load(plan.warm, 0, plan.tokens_in, plan.tokens_out, seed=99)
     runs = [Run(server, warm, -1) for server in (alone, ours)]
     for number in range(plan.rounds):
-        # Who goes first changes from round to round; each round has prompts of its own, so that
-        # no prefix cache helps the second.
+        # Who goes first changes from round to round; each run of a server has prompts of its own,
+        # so that none finds them in its prefix cache.
         servers = (alone, ours) if number % 2 == 0 else (ours, alone)
-        for load in loads:
-            fresh = Load(load.requests, load.rate, load.tokens_in, load.tokens_out, seed=number)
+        for index, load in enumerate(loads):
+            fresh = replace(load, seed=number * len(loads) + index)
             runs += [Run(server, fresh, number) for server in servers]
     return runs
 
