@@ -96,7 +96,7 @@ class BaseApp(ABC):
                 return
         method, handler = self._routes.get(exchange.path, ("", None))
         if handler is None:
-            raise NotFound(f"no such path: {exchange.path}")
+            raise NotFound(f"no such path: {exchange.path}; model {self.model!r} has {self._paths}")
         if exchange.method not in (method, "HEAD" if method == "GET" else method):
             message = f"{exchange.path} takes {method}, not {exchange.method}"
             body = {"message": message, "type": "invalid_request_error"}
@@ -104,6 +104,12 @@ class BaseApp(ABC):
             await exchange.json(error, 405, allow=method)
             return
         await handler(exchange)
+
+    @property
+    def _paths(self) -> str:
+        """What it can be asked, for those who ask for something else."""
+        posted = [path for path, (method, _) in self._routes.items() if method == "POST"]
+        return ", ".join(path for path in posted if path.startswith("/v1/"))
 
     async def _health(self, exchange: Exchange) -> None:
         trouble = self._trouble()

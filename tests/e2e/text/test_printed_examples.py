@@ -172,6 +172,8 @@ def test_a_path_that_is_not_there(server: Server, method: str, path: str, status
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert path in answer.json()["error"]["message"]
     assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+    if (method, status) == ("POST", 404):
+        assert "has /v1/chat/completions" in answer.json()["error"]["message"]
 
 
 def test_the_openapi_page_names_the_inference_paths(server: Server) -> None:
