@@ -104,6 +104,11 @@ def _unbatched(spec: ModelSpec) -> ModelSpec:
     )
 
 
+def example(inputs: Sequence[TensorSpec], rows: int) -> Tensors:
+    """A batch of so many rows that are alike, of a model whose other axes do not vary."""
+    return _join(inputs, [_row(inputs, 1, 1)] * rows)
+
+
 def _row(inputs: Sequence[TensorSpec], size: int, seed: int) -> Tensors:
     return {tensor.name: _sample(tensor, size, seed) for tensor in inputs}
 

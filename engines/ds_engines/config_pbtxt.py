@@ -20,12 +20,13 @@ from ds_engines.config.tensors import declared, overlaid
 from ds_engines.config.warmups import warm_up
 from ds_engines.config_message import PLATFORMS, describe
 from ds_engines.errors import ConfigError
-from ds_engines.spec import ModelSpec, VersionPolicy
+from ds_engines.spec import BatchPolicy, ModelSpec, VersionPolicy
 from ds_proto.model_config_pb2 import ModelConfig
 
 __all__ = ["STATED_ZERO", "accelerated", "apply", "describe", "described", "foretold", "read"]
 
-ACCELERATOR = "onnxruntime.accelerator"
+_ONNXRUNTIME = "onnxruntime."
+ACCELERATOR = _ONNXRUNTIME + "accelerator"
 """The parameter that has the name of an accelerator, which Triton's format has elsewhere."""
 
 _HONOURED = honoured(
@@ -84,22 +85,34 @@ def apply(
 
 def foretold(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:
     """What an engine that builds a model has to know before: batches, slots and parameters."""
-    most = config.max_batch_size or spec.batch.max_batch_size
-    sizes = tuple(config.dynamic_batching.preferred_batch_size)
-    batch = msgspec.structs.replace(spec.batch, max_batch_size=most, preferred_sizes=sizes)
+    batch = _batches(spec, config)
     given = {name: said.string_value for name, said in config.parameters.items()}
     slots = batching.slots(spec, config.instance_group, source) or spec.slots
     return msgspec.structs.replace(spec, batch=batch, slots=slots, parameters=given)
 
 
+def _batches(spec: ModelSpec, config: ModelConfig) -> BatchPolicy:
+    most = config.max_batch_size or spec.batch.max_batch_size
+    sizes = tuple(config.dynamic_batching.preferred_batch_size)
+    return msgspec.structs.replace(spec.batch, max_batch_size=most, preferred_sizes=sizes)
+
+
 def accelerated(spec: ModelSpec, config: ModelConfig) -> ModelSpec:
-    """The spec with the accelerator that ONNX Runtime is to use, the GPU's before the CPU's."""
+    """What ONNX Runtime has to know before: batches, its own parameters, and the accelerator that
+    it is to use, the GPU's before the CPU's.
+    """
+    given = {
+        name: said.string_value
+        for name, said in config.parameters.items()
+        if name.startswith(_ONNXRUNTIME)
+    }
     wanted = config.optimization.execution_accelerators
-    given = (*wanted.gpu_execution_accelerator, *wanted.cpu_execution_accelerator)
-    if not given:
-        return spec
-    parameters = spec.parameters | {ACCELERATOR: given[0].name}
-    return msgspec.structs.replace(spec, parameters=parameters)
+    named = (*wanted.gpu_execution_accelerator, *wanted.cpu_execution_accelerator)
+    if named:
+        given[ACCELERATOR] = named[0].name
+    return msgspec.structs.replace(
+        spec, batch=_batches(spec, config), parameters=spec.parameters | given
+    )
 
 
 def described(spec: ModelSpec, config: ModelConfig, source: str) -> ModelSpec:

@@ -8,20 +8,29 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from ds_engines import onnxruntime_sizes as sizes
 from ds_engines import sparing
 from ds_engines.base import DTYPE, MEMORY, NUMERICS, Array, EngineOptions, Tensors, refuse
-from ds_engines.batch_axes import complete, joined
+from ds_engines.batch_axes import complete, example, joined
 from ds_engines.config_pbtxt import ACCELERATOR
 from ds_engines.errors import EngineFailure, InvalidRequest, LoadError, OutOfMemory, ServeError
 from ds_engines.onnxruntime_binding import Binding, Bound, Pinned
 from ds_engines.onnxruntime_devices import Choice, choose, refuse_dtype
-from ds_engines.onnxruntime_session import DATATYPES, first_line, opened, placed, settings
+from ds_engines.onnxruntime_session import (
+    DATATYPES,
+    first_line,
+    fits,
+    opened,
+    others,
+    placed,
+    settings,
+)
 from ds_engines.precision import TOLERANCE
 from ds_engines.spec import ModelSpec, TensorSpec
 
@@ -46,8 +55,16 @@ _LOST = re.compile(r"(CUDA|HIP) failure (214|220|226|700|702|710|714|715|716|717
 """With the numbers of errors after which every call of the process fails."""
 
 
+class _Lane(NamedTuple):
+    """A session, and what copies to its device where ONNX Runtime does not do it by itself."""
+
+    session: ort.InferenceSession
+    binding: Binding | None
+
+
 class OnnxRuntimeEngine:
-    """One session; ONNX Runtime lets many threads run it at once.
+    """One session, or one for each size of batch that ds_engines.onnxruntime_sizes has chosen;
+    ONNX Runtime lets many threads run each at once.
 
     `profile`: where to write the times of layers, which `end_profiling` ends.
     """
@@ -66,48 +83,99 @@ class OnnxRuntimeEngine:
             sparing.give_back()
         log.info("model %s: ONNX Runtime %s with %s", spec.name, ort.__version__, self.choice)
         self._has_bf16 = False
-        self._binding: Binding | None = None
+        self._lane = _Lane(self._session, None)
+        self._by_size: dict[int, _Lane] = {}
         self.spec = self._described(spec)
         if self.choice.cuda:
-            self._binding = self._bound(self.choice.number)
+            self._lane = self._lane_of(self._session)
         # What a GPU or 16 bits make of a row may depend on the rows beside it.
         coarse = TOLERANCE.get(options.dtype, 0.02 if self.choice.gpu else 0.0)
         self.spec = complete(self.spec, self, tolerance=coarse)
+        if self.spec.batch.max_batch_size and profile is None:
+            self._by_size = self._lanes(options)
+            self._warm()
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those to which batches are padded; none where they run as they come."""
+        return tuple(self._by_size)
 
     def run(self, batch: Tensors, outputs: tuple[str, ...] = ()) -> Tensors:
         names = outputs or tuple(tensor.name for tensor in self.spec.outputs)
+        if not self._by_size:
+            return self._ran(self._lane, batch, names)
+        rows = sizes.rows_of(batch, self.spec.inputs)
+        size = sizes.next_of(self.batch_sizes, rows)
+        lane = self._by_size.get(size, self._lane)
+        if size == rows:
+            return self._ran(lane, batch, names)
+        fitted = sizes.padded(batch, self.spec.inputs, rows, size)
+        return sizes.cut(self._ran(lane, fitted, names), self.spec.outputs, rows, size)
+
+    def _ran(self, lane: _Lane, batch: Tensors, names: Sequence[str]) -> Tensors:
         try:
-            if self._binding is not None:
-                return self._binding.run(batch, names)
-            return self.computed(self._session, batch, names, as_values=self._has_bf16)
+            if lane.binding is not None:
+                return lane.binding.run(batch, names)
+            return self.computed(lane.session, batch, names, as_values=self._has_bf16)
         except ServeError:
             raise
         except Exception as error:
             raise _failure(error) from error
 
     def close(self) -> None:
-        if self._binding is not None:
-            self._binding.close()
-            self._binding = None
-        del self._session
+        for lane in {id(each): each for each in (self._lane, *self._by_size.values())}.values():
+            if lane.binding is not None:
+                lane.binding.close()
+        self._by_size = {}
+        del self._session, self._lane
 
     def end_profiling(self) -> Path:
         """The file with the times, in the format of Chrome's tracing."""
         return Path(self._session.end_profiling())
 
-    def _bound(self, index: int) -> Binding | None:
+    def _lanes(self, options: EngineOptions) -> dict[int, _Lane]:
+        """A session for each size; the largest gets the one that there is."""
+        wanted = sizes.chosen(self.spec, self.choice, options)
+        found = sizes.affordable(wanted, lambda more: fits(self.spec, self.choice, more))
+        if not found:
+            return {}
+        if found != wanted:
+            log.warning(
+                "model %s: batches are padded to %s rows alone, as the weights, which every size "
+                "holds again, do not fit more often", self.spec.name, _listed(found),
+            )  # fmt: skip
+        log.info("model %s: batches are padded to %s rows", self.spec.name, _listed(found))
+        again = others(self.spec.artifact, options, self.choice)
+        return {size: self._lane_of(next(again)) for size in found[:-1]} | {found[-1]: self._lane}
+
+    def _lane_of(self, session: ort.InferenceSession) -> _Lane:
+        return _Lane(session, self._bound(session) if self.choice.cuda else None)
+
+    def _warm(self) -> None:
+        """Have each session plan its size now, where a batch can be made up."""
+        if any(-1 in _lengths(tensor) for tensor in self.spec.inputs):
+            return
+        for size in self._by_size:
+            try:
+                self.run(example(self.spec.inputs, size))
+            except EngineFailure as error:
+                if error.fatal:
+                    raise
+                log.warning("model %s: a batch of %d rows: %s", self.spec.name, size, error)
+
+    def _bound(self, session: ort.InferenceSession) -> Binding | None:
         """What copies to the GPU and from it; text and BF16 go by way of ONNX Runtime's values."""
         tensors = (*self.spec.inputs, *self.spec.outputs)
         if any(tensor.datatype in ("BYTES", "BF16") for tensor in tensors):
             return None
         try:
-            return Pinned(self._session, index)
+            return Pinned(session, self.choice.number)
         except ImportError:
             log.warning(
                 "model %s: tensors are copied without pinned memory, which takes the package "
                 "cuda-bindings: pip install 'ds-serve[cuda]'", self.spec.name,
             )  # fmt: skip
-            return Bound(self._session, "cuda", index)
+            return Bound(session, "cuda", self.choice.number)
 
     def computed(
         self,
@@ -179,6 +247,15 @@ def _tensor(spec: ModelSpec, node: Any) -> TensorSpec:
         )
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape)
+
+
+def _lengths(tensor: TensorSpec) -> tuple[int, ...]:
+    """The lengths of all axes but that of rows."""
+    return tuple(size for axis, size in enumerate(tensor.shape) if axis != tensor.batch_axis)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _refuse_strings(spec: ModelSpec, inputs: list[TensorSpec]) -> None:

@@ -55,7 +55,7 @@ class Pinned:
 
         self._session = session
         self._device = device.find(f"cuda:{index}")
-        self._lanes: LifoQueue[_Lane] = LifoQueue()
+        self._lanes: LifoQueue[Lane] = LifoQueue()
 
     def run(self, batch: Tensors, names: Sequence[str]) -> Tensors:
         self._device.use()
@@ -72,14 +72,14 @@ class Pinned:
                 self._lanes.get_nowait().free()
         del self._session
 
-    def _taken(self) -> _Lane:
+    def _taken(self) -> Lane:
         try:
             return self._lanes.get_nowait()
         except Empty:
-            return _Lane(self._device)
+            return Lane(self._device)
 
 
-class _Lane:
+class Lane:
     """A stream, and a buffer for each tensor, as large as the largest that it held."""
 
     def __init__(self, device: Any) -> None:
@@ -90,22 +90,30 @@ class _Lane:
         self._buffers: dict[str, Any] = {}
 
     def run(self, session: ort.InferenceSession, batch: Tensors, names: Sequence[str]) -> Tensors:
-        index = self._device.index
-        places = {name: self._buffer(f"in {name}", array.nbytes) for name, array in batch.items()}
+        self.put(batch)
+        return self.fetched(names, self.computed(session, batch, names))
+
+    def put(self, batch: Tensors) -> None:
+        """On the device when it returns: ONNX Runtime's streams are others, and what layers on the
+        CPU take it copies from there as soon as it is bound.
+        """
         for name, array in batch.items():
-            places[name].put(array, self._stream)
+            self._buffer(f"in {name}", array.nbytes).put(array, self._stream)
         self._stream.wait()
-        binding = session.io_binding()
-        # What layers on the CPU take, ONNX Runtime copies from the device when it is bound.
+
+    def computed(self, session: ort.InferenceSession, batch: Tensors, names: Sequence[str]) -> Any:
+        """A binding, which holds the answers on the device."""
+        index, binding = self._device.index, session.io_binding()
         for name, array in batch.items():
-            place = places[name].device
+            place = self._buffers[f"in {name}"].device
             binding.bind_input(name, "cuda", index, array.dtype, array.shape, place)
         for name in names:
             binding.bind_output(name, "cuda", index)
         session.run_with_iobinding(binding)
-        return self._fetched(names, binding.get_outputs())
+        return binding
 
-    def _fetched(self, names: Sequence[str], values: Sequence[Any]) -> Tensors:
+    def fetched(self, names: Sequence[str], binding: Any) -> Tensors:
+        values = binding.get_outputs()
         sizes = [value.tensor_size_in_bytes() for value in values]
         places = [
             self._buffer(f"out {name}", size) for name, size in zip(names, sizes, strict=True)

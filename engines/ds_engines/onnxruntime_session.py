@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import onnxruntime as ort
 
 from ds_engines import datatypes
 from ds_engines.base import EngineOptions
-from ds_engines.cuda.ledger import Ledger
+from ds_engines.cuda.ledger import DoesNotFit, Ledger
 from ds_engines.errors import LoadError
 from ds_engines.onnx_halves import halved
 from ds_engines.onnxruntime_devices import CPU, Choice, choose, converts, providers
 from ds_engines.precision import BF16
+from ds_engines.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -119,18 +121,54 @@ def placed(
     return placed(artifact, options, choose("cpu", ort.get_available_providers()), made)
 
 
+def others(
+    artifact: Path, options: EngineOptions, choice: Choice
+) -> Iterator[ort.InferenceSession]:
+    """More sessions of a model that has one by this choice, each with the weights again. Raises
+    LoadError.
+    """
+    model = source(artifact, choice, options)
+    while True:
+        made = settings(options, artifact.parent)
+        try:
+            session = opened(model, made, providers(choice, options, _cache(choice)))
+        except Exception as error:
+            raise LoadError(f"{artifact} cannot be loaded again: {first_line(error)}") from error
+        yield session
+
+
 def _check_room(artifact: Path, wanted: Choice) -> None:
     """Raises DoesNotFit where the weights do not fit on the GPU, as far as CUDA can be asked."""
+    ledger = _ledger(artifact, wanted)
+    if ledger is not None:
+        ledger.need("weights", artifact.stat().st_size)
+        ledger.check()
+
+
+def fits(spec: ModelSpec, chosen: Choice, more: int) -> bool:
+    """Whether so many sessions more than there are fit on the GPU with their weights; as far as
+    CUDA can be asked, else they do.
+    """
+    ledger = _ledger(spec.artifact, chosen) if chosen.cuda else None
+    if ledger is None:
+        return True
+    ledger.need("weights", more * spec.artifact.stat().st_size)
+    try:
+        ledger.check()
+    except DoesNotFit:
+        return False
+    return True
+
+
+def _ledger(artifact: Path, wanted: Choice) -> Ledger | None:
     try:
         from ds_engines.cuda import device  # noqa: PLC0415 - it needs cuda-bindings
     except ImportError:
-        return
+        return None
     if wanted.number >= device.count():
-        return
+        return None
     here = device.find(f"cuda:{wanted.number}")
-    ledger = Ledger(artifact.name, str(here), here.free())
-    ledger.need("weights", artifact.stat().st_size)
-    ledger.check()
+    return Ledger(artifact.name, str(here), here.free())
 
 
 def _cache(choice: Choice) -> Path | None:
