@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from ds_engines.base import BatchEngine, EngineOptions, load
 from ds_engines.errors import OutOfMemory
+from ds_engines.onnxruntime import OnnxRuntimeEngine
 from ds_engines.spec import BatchPolicy, ModelSpec
 
 WIDE, ROWS = 1 << 28, 256
@@ -85,6 +87,34 @@ def test_fp16_answers_nearly_the_same(tmp_path: Path, engine: str) -> None:
     for output, array in theirs.run(batch).items():
         np.testing.assert_allclose(ours.run(batch)[output], array, atol=0.03)
     ours.close()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp16"])
+def test_convolutions_of_onnx_answer_as_on_the_cpu_padded_or_not(
+    tmp_path: Path, dtype: str
+) -> None:
+    onnx_runtime(tmp_path)
+    file = onnx_models.classifier(tmp_path / "pictures.onnx")
+    spec = ModelSpec("m", "onnxruntime", file, batch=BatchPolicy(max_batch_size=12))
+    theirs = load(spec, EngineOptions())
+    images = np.random.default_rng(0).random((14, 3, 224, 224), np.float32)
+    wanted = theirs.run({"image": images})["scores"]
+    near = {"rtol": 2e-2, "atol": 2e-2 * float(np.abs(wanted).max())}
+    for options, sizes in (
+        (EngineOptions(device="cuda", dtype=dtype), (1, 2, 4, 8, 12)),
+        (EngineOptions(device="cuda", dtype=dtype, memory_efficient=True), ()),
+    ):
+        ours = load(spec, options)
+        assert isinstance(ours, OnnxRuntimeEngine)
+        assert ours.batch_sizes == sizes
+
+        def ask(rows: int, engine: BatchEngine = ours) -> None:
+            answer = engine.run({"image": images[:rows]})["scores"]
+            np.testing.assert_allclose(answer, wanted[:rows], **near)
+
+        with ThreadPoolExecutor(3) as threads:
+            assert len(list(threads.map(ask, [1, 3, 12, 5, 14, 2, 9, 8, 11, 1] * 3))) == 30
+        ours.close()
 
 
 def wide_onnx(folder: Path) -> Path:
