@@ -113,6 +113,8 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def _scraped(running: Prometheus) -> float:
     try:
+        if running.client.get(f"{running.address}/-/ready").status_code != 200:
+            return 0  # while it starts
         found = running.ask('count_over_time(ds_model_ready{model="mlp"}[1h])')
     except httpx2.TransportError:
         return 0

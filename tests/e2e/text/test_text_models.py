@@ -145,7 +145,7 @@ def test_the_serving_modules_load_no_training_framework(tmp_path: Path) -> None:
     heavy = ["torch", "transformers", "tensorflow", "vllm"]
     # A process of its own imports these, and only for what is PyTorch's or Ray's, or for a GPU.
     torch = r"torch(_code|_device|_lanes|_layers|_numerics|_program)?|(encoder|openvino)_tracing"
-    cuda = r"tensorrt(_slot|_profile)?|cuda(\..*)?"
+    cuda = r"tensorrt(_slot|_profile|_numerics)?|cuda(\..*)?"
     apart = rf"ds_engines\.({torch}|{cuda})|ds_serve\.cluster\.deploy"
     for name in heavy:
         (tmp_path / name).mkdir()
